@@ -1,0 +1,64 @@
+"""Runs a step's arrays on the device: tensors out of the plan, the model over them, logits of the tokens that count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tolserve.engine.attention import InPlaceDecode
+from tolserve.engine.batch import IntArray, StepBatch
+from tolserve.engine.model import StepModel, StepTensors
+from tolserve.engine.rows import RowFeed, StepRows
+
+
+class Executor:
+    """Eager execution of any step of a `StepModel`; `feed` is None for a model that receives no rows."""
+
+    def __init__(self, model: StepModel, feed: RowFeed | None) -> None:
+        self.model = model
+        self._feed = feed
+        heads = torch.arange(model.config.num_key_value_heads, device=model.device)
+        self._head_offsets = heads * model.cache.block_size
+
+    def run(self, batch: StepBatch, rows: StepRows | None) -> Tensor:
+        """The residual stream [N, D] behind the last layer."""
+        return self.model.forward(self.tensors(batch, rows), lambda band: self.receive(rows, band))
+
+    def receive(self, rows: StepRows | None, band: int) -> Tensor:
+        """A band's codes on the device, once they are there."""
+        assert self._feed is not None and rows is not None
+        return self._feed.wait(rows, band).to(self.model.device, non_blocking=True)
+
+    def logits(self, hidden_ND: Tensor, index: IntArray) -> Tensor:
+        """Logits [len(index), V] of those tokens."""
+        if len(index) == len(hidden_ND) and bool((index[1:] > index[:-1]).all()):
+            return self.model.logits(hidden_ND)
+        return self.model.logits(hidden_ND.index_select(0, self.move(index)))
+
+    def tensors(self, batch: StepBatch, rows: StepRows | None) -> StepTensors:
+        """The device's view of a step."""
+        return StepTensors(
+            token_ids_N=self.move(batch.token_ids),
+            positions_N=self.move(batch.positions),
+            cache_rows=self.cache_rows(self.move(batch.blocks), self.move(batch.offsets)),
+            decode=self._decode(batch),
+            num_decodes=batch.num_decodes,
+            groups=batch.groups,
+            row_index_N=None if rows is None else self.move(rows.row_index_N),
+        )
+
+    def cache_rows(self, blocks_N: Tensor, offsets_N: Tensor) -> Tensor:
+        """Rows [N * Hkv] of a layer's pool seen as [-1, head_dim]."""
+        cache = self.model.cache
+        stride = self.model.config.num_key_value_heads * cache.block_size
+        return ((blocks_N * stride + offsets_N)[:, None] + self._head_offsets).flatten()
+
+    def move(self, array: IntArray) -> Tensor:
+        """An int64 array on the device."""
+        return torch.from_numpy(array).to(self.model.device, non_blocking=True)
+
+    def _decode(self, batch: StepBatch) -> InPlaceDecode | None:
+        if not batch.num_decodes:
+            return None
+        cache = self.model.cache
+        return InPlaceDecode.plan(batch.decode_table, batch.decode_lengths, cache.block_size, cache.keys.dtype)

@@ -1,0 +1,202 @@
+"""From received codes to the memory term of a layer, added where the layer's last branch is added.
+
+Full-rank rows are added as they are (times alpha, and times their per-component scale where they are integers).
+Low-rank codes ride on the product that is there anyway: with alpha folded into basis and mean,
+
+    x' = x + [branch, codes] @ [W; alpha * basis] + alpha * mean
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tolserve.engine.weights import LayerWeights
+
+
+class BandLayout(Protocol):
+    """What a table says of one band: `ranks[i]` columns belong to `layers[i]`, side by side."""
+
+    @property
+    def index(self) -> int:
+        """Number of the band."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Its layers, ascending."""
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Columns of each layer; the model's width where rows are stored in full, 0 where a layer is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerExpansion:
+    """How one layer's codes become rows.
+
+    `basis_RD` (an integer code's scale folded in) and `mean_D` for low-rank codes, `scale_C` for integer codes at full
+    rank, all None for rows stored as numbers. fp32.
+    """
+
+    basis_RD: Tensor | None = None
+    mean_D: Tensor | None = None
+    scale_C: Tensor | None = None
+
+
+class RowTable(Protocol):
+    """The part of an open table that expansion needs."""
+
+    def basis(self, layer: int) -> object:
+        """[R, D] array or None."""
+
+    def mean(self, layer: int) -> object:
+        """[D] array or None."""
+
+    def scale(self, layer: int) -> object:
+        """[D] array or None."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryTerm:
+    """One layer's part of its band: columns start .. start + width, and what turns them into the layer's rows."""
+
+    band: int
+    start: int
+    width: int
+    alpha: float
+    scale_C: Tensor | None = None
+    merge_and_basis: Tensor | None = None
+    mean_D: Tensor | None = None
+
+    def merge(self, x_ND: Tensor, branch_NE: Tensor, merge_ED: Tensor, codes_NC: Tensor) -> None:
+        """Add the branch's projection and the layer's rows to the residual stream, in place."""
+        if self.merge_and_basis is not None:
+            assert self.mean_D is not None
+            together = torch.cat((branch_NE, codes_NC), dim=1)
+            x_ND.add_(torch.addmm(self.mean_D, together, self.merge_and_basis))
+            return
+        x_ND.addmm_(branch_NE, merge_ED)
+        if self.scale_C is not None:
+            codes_NC = codes_NC * self.scale_C
+        x_ND.add_(codes_NC, alpha=self.alpha)
+
+    def rows(self, codes_NC: Tensor, merge_width: int) -> Tensor:
+        """The memory term [N, D] alone, alpha included, for comparing it with what it stands for."""
+        if self.merge_and_basis is not None:
+            assert self.mean_D is not None
+            return codes_NC @ self.merge_and_basis[merge_width:] + self.mean_D
+        return self.alpha * (codes_NC if self.scale_C is None else codes_NC * self.scale_C)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryTerms:
+    """All layers' terms, and the bands held on the device.
+
+    Attributes:
+        layers: by layer; a layer without memory term is absent.
+        pinned: by band, codes [V, columns] of every token.
+        dtype: that codes are computed with.
+    """
+
+    layers: Mapping[int, MemoryTerm]
+    pinned: Mapping[int, Tensor]
+    dtype: torch.dtype
+
+    @property
+    def requested(self) -> dict[int, int]:
+        """For each layer whose rows have to arrive its band."""
+        return {layer: term.band for layer, term in self.layers.items() if term.band not in self.pinned}
+
+    def codes(
+        self,
+        term: MemoryTerm,
+        gathered: dict[int, Tensor],
+        received: Mapping[int, Tensor],
+        row_index_N: Tensor | None,
+        token_ids_N: Tensor,
+    ) -> Tensor:
+        """Codes [N, width] of `term`'s layer; a band is gathered to tokens once a step and kept in `gathered`."""
+        if term.band not in gathered:
+            if term.band in self.pinned:
+                codes = self.pinned[term.band].index_select(0, token_ids_N)
+            else:
+                assert row_index_N is not None
+                codes = received[term.band].index_select(0, row_index_N)
+            gathered[term.band] = codes.to(self.dtype)
+        return gathered[term.band][:, term.start : term.start + term.width]
+
+
+def table_expansions(table: RowTable, num_layers: int) -> tuple[LayerExpansion, ...]:
+    """What an open table says of each layer's expansion."""
+
+    def tensor(array: object) -> Tensor | None:
+        return None if array is None else torch.as_tensor(array, dtype=torch.float32).clone()
+
+    return tuple(
+        LayerExpansion(
+            basis_RD=tensor(table.basis(layer)), mean_D=tensor(table.mean(layer)), scale_C=tensor(table.scale(layer))
+        )
+        for layer in range(num_layers)
+    )
+
+
+def make_terms(
+    layers: tuple[LayerWeights, ...],
+    bands: tuple[BandLayout, ...],
+    expansions: tuple[LayerExpansion, ...] | None,
+    pinned: Mapping[int, Tensor],
+    *,
+    alpha: float,
+    drop_layers: tuple[int, ...],
+) -> tuple[MemoryTerms, tuple[LayerWeights, ...]]:
+    """Terms of every layer that adds rows, and the layers' weights with low-rank bases beside the merge product.
+
+    Args:
+        expansions: by layer; None where rows are stored in full as numbers.
+        pinned: codes [V, columns] of the bands held on the device.
+
+    Raises:
+        ValueError: a layer to drop does not exist, or codes are low-rank and their basis is not given.
+    """
+    beyond = [layer for layer in drop_layers if layer >= len(layers)]
+    if beyond:
+        raise ValueError(f"drop_layers names layers {beyond}; the model has {len(layers)}, counted from 0")
+    fused = list(layers)
+    terms: dict[int, MemoryTerm] = {}
+    for band in bands:
+        start = 0
+        for layer, width in zip(band.layers, band.ranks, strict=True):
+            if width and alpha and layer not in drop_layers:
+                expansion = expansions[layer] if expansions else LayerExpansion()
+                plain = MemoryTerm(band=band.index, start=start, width=width, alpha=alpha)
+                terms[layer], fused[layer] = _place(plain, expansion, fused[layer], layer)
+            start += width
+    return MemoryTerms(layers=terms, pinned=pinned, dtype=layers[0].merge_ED.dtype), tuple(fused)
+
+
+def _place(
+    term: MemoryTerm, expansion: LayerExpansion, weights: LayerWeights, layer: int
+) -> tuple[MemoryTerm, LayerWeights]:
+    merge_ED = weights.merge_ED
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(merge_ED.device, merge_ED.dtype)
+
+    if expansion.basis_RD is None:
+        if term.width != merge_ED.shape[1]:
+            raise ValueError(
+                f"layer {layer} has {term.width} code columns for a width of {merge_ED.shape[1]}; low-rank codes need "
+                "the table that they come from, for its bases"
+            )
+        return replace(term, scale_C=None if expansion.scale_C is None else move(expansion.scale_C)), weights
+    basis_RD = expansion.basis_RD * term.alpha
+    mean_D = torch.zeros(merge_ED.shape[1]) if expansion.mean_D is None else expansion.mean_D * term.alpha
+    together = torch.cat((merge_ED, move(basis_RD)))
+    return (
+        replace(term, merge_and_basis=together, mean_D=move(mean_D)),
+        replace(weights, merge_ED=together[: len(merge_ED)]),
+    )

@@ -1,0 +1,54 @@
+"""Checks served rows against what they stand for: one token and layer at a time, recomputed from the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tolserve.engine.batch import IntArray
+from tolserve.engine.executor import Executor
+from tolserve.engine.expand import MemoryTerms
+from tolserve.engine.rows import StepRows
+
+RecomputeRow = Callable[[int, int], Tensor]
+"""(token id, layer) -> the row FFN_L(LN_L(E[v])), fp32 [D]."""
+
+
+class RowVerifier:
+    """Compares one layer's row of one token every `every` steps, layers and tokens in turn.
+
+    `bounds` gives by layer the largest distance |served - recomputed| / |recomputed| that the table's error allows.
+    `num_mismatches` counts rows beyond it.
+    """
+
+    def __init__(
+        self, terms: MemoryTerms, merge_width: int, recompute: RecomputeRow, bounds: Mapping[int, float], every: int
+    ) -> None:
+        self._terms = terms
+        self._merge_width = merge_width
+        self._recompute = recompute
+        self._bounds = bounds
+        self._every = every
+        self._layers = sorted(terms.requested)
+        self._num_steps = 0
+        self.num_checked = 0
+        self.num_mismatches = 0
+
+    def observe(self, token_ids: IntArray, rows: StepRows, executor: Executor) -> None:
+        """Look at a step whose rows have all arrived and are not released yet."""
+        self._num_steps += 1
+        if not self._layers or self._num_steps % self._every:
+            return
+        layer = self._layers[self.num_checked % len(self._layers)]
+        place = int(np.random.default_rng(self.num_checked).integers(len(token_ids)))
+        term = self._terms.layers[layer]
+        codes = executor.receive(rows, term.band)[int(rows.row_index_N[place])]
+        served_D = term.rows(codes[term.start : term.start + term.width].to(self._terms.dtype)[None], self._merge_width)
+        expected_D = term.alpha * self._recompute(int(token_ids[place]), layer)
+        distance = (served_D[0].cpu().float() - expected_D).norm() / expected_D.norm().clamp(min=1e-30)
+        self.num_checked += 1
+        if not torch.isfinite(distance) or float(distance) > self._bounds[layer]:
+            self.num_mismatches += 1
