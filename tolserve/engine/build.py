@@ -77,8 +77,7 @@ def make_engine(
     if config.verify_every and terms is not None:
         if checks is None:
             raise ValueError("verify_every needs the checkpoint's memory networks to compare with; none were given")
-        width = layers[0].merge_ED.shape[0]
-        verifier = RowVerifier(terms, width, checks.recompute, checks.bounds, config.verify_every)
+        verifier = RowVerifier(terms, expansions, checks.recompute, checks.bounds, config.verify_every)
     executor = make_executor(model, feed, config)
     return Engine(model, config, executor=executor, feed=feed, tokenizer=tokenizer, verifier=verifier)
 

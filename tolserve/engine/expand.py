@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tolserve.engine.product import Product
 from tolserve.engine.weights import LayerWeights
 
 
@@ -46,6 +47,13 @@ class LayerExpansion:
     mean_D: Tensor | None = None
     scale_C: Tensor | None = None
 
+    def rows(self, codes_NC: Tensor) -> Tensor:
+        """The rows [N, D] that fp32 codes stand for."""
+        if self.basis_RD is not None:
+            rows_ND = codes_NC @ self.basis_RD
+            return rows_ND if self.mean_D is None else rows_ND + self.mean_D
+        return codes_NC if self.scale_C is None else codes_NC * self.scale_C
+
 
 class RowTable(Protocol):
     """The part of an open table that expansion needs."""
@@ -62,34 +70,28 @@ class RowTable(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryTerm:
-    """One layer's part of its band: columns start .. start + width, and what turns them into the layer's rows."""
+    """One layer's part of its band: columns start .. start + width.
+
+    `low_rank` codes take part in the layer's merge product, which has alpha, basis and mean; others are rows, to be
+    added times `alpha` (and times `scale_C` where they are integers).
+    """
 
     band: int
     start: int
     width: int
     alpha: float
+    low_rank: bool = False
     scale_C: Tensor | None = None
-    merge_and_basis: Tensor | None = None
-    mean_D: Tensor | None = None
 
-    def merge(self, x_ND: Tensor, branch_NE: Tensor, merge_ED: Tensor, codes_NC: Tensor) -> None:
+    def merge(self, x_ND: Tensor, branch_NE: Tensor, product: Product, codes_NC: Tensor) -> None:
         """Add the branch's projection and the layer's rows to the residual stream, in place."""
-        if self.merge_and_basis is not None:
-            assert self.mean_D is not None
-            together = torch.cat((branch_NE, codes_NC), dim=1)
-            x_ND.add_(torch.addmm(self.mean_D, together, self.merge_and_basis))
+        if self.low_rank:
+            product.add_to(x_ND, torch.cat((branch_NE, codes_NC), dim=1))
             return
-        x_ND.addmm_(branch_NE, merge_ED)
+        product.add_to(x_ND, branch_NE)
         if self.scale_C is not None:
             codes_NC = codes_NC * self.scale_C
         x_ND.add_(codes_NC, alpha=self.alpha)
-
-    def rows(self, codes_NC: Tensor, merge_width: int) -> Tensor:
-        """The memory term [N, D] alone, alpha included, for comparing it with what it stands for."""
-        if self.merge_and_basis is not None:
-            assert self.mean_D is not None
-            return codes_NC @ self.merge_and_basis[merge_width:] + self.mean_D
-        return self.alpha * (codes_NC if self.scale_C is None else codes_NC * self.scale_C)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +198,4 @@ def _place(
     basis_RD = expansion.basis_RD * term.alpha
     mean_D = torch.zeros(merge_ED.shape[1]) if expansion.mean_D is None else expansion.mean_D * term.alpha
     together = torch.cat((merge_ED, move(basis_RD)))
-    return (
-        replace(term, merge_and_basis=together, mean_D=move(mean_D)),
-        replace(weights, merge_ED=together[: len(merge_ED)]),
-    )
+    return replace(term, low_rank=True), replace(weights, merge_ED=together, merge_bias_D=move(mean_D))

@@ -22,6 +22,7 @@ from tolserve.engine.attention import DecodeAttention, chunk_attention
 from tolserve.engine.batch import ChunkGroup
 from tolserve.engine.expand import MemoryTerms
 from tolserve.engine.kv_cache import KVCache
+from tolserve.engine.product import Product, make_product
 from tolserve.engine.segments import Half, Segment, plan_segments
 from tolserve.engine.weights import LayerWeights, ModelWeights
 
@@ -60,12 +61,39 @@ class Flow:
     codes: dict[int, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerProducts:
+    """One layer's weights as products; see `LayerWeights`."""
+
+    attention_norm_D: Tensor
+    qkv: Product
+    merge: Product
+    out: Product | None
+    context_norm_D: Tensor | None
+    gate_up: Product | None
+
+    @classmethod
+    def of(cls, weights: LayerWeights) -> LayerProducts:
+        """Products of `weights`, packed where that is faster."""
+        return cls(
+            attention_norm_D=weights.attention_norm_D,
+            qkv=make_product(weights.qkv_DE),
+            merge=make_product(weights.merge_ED, weights.merge_bias_D),
+            out=None if weights.out_ED is None else make_product(weights.out_ED),
+            context_norm_D=weights.context_norm_D,
+            gate_up=None if weights.gate_up_D2K is None else make_product(weights.gate_up_D2K),
+        )
+
+
 class StepModel:
     """Weights, memory terms and KV cache of one model; computes steps, knows no requests."""
 
     def __init__(self, config: ModelConfig, weights: ModelWeights, cache: KVCache, terms: MemoryTerms | None) -> None:
         self.config = config
-        self.weights = weights
+        self._embedding_VD = weights.embedding_VD
+        self._layers = [LayerProducts.of(layer) for layer in weights.layers]
+        self._norm_D = weights.norm_D
+        self._head = make_product(weights.head_DV)
         self.cache = cache
         self.terms = terms
         self.segments = plan_segments(config.num_hidden_layers, terms.requested if terms else {})
@@ -95,7 +123,7 @@ class StepModel:
 
     def begin(self, step: StepTensors) -> Flow:
         """Embed the step's tokens."""
-        x_ND = F.embedding(step.token_ids_N, self.weights.embedding_VD)
+        x_ND = F.embedding(step.token_ids_N, self._embedding_VD)
         return Flow(step=step, x_ND=x_ND, rotation_N1F=self._rotations_PF[step.positions_N].unsqueeze(1))
 
     def run(self, segment: Segment, flow: Flow) -> None:
@@ -105,25 +133,25 @@ class StepModel:
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """Logits [N, V] of residual streams behind the last layer, in the weights' dtype."""
-        return self._norm(x_ND, self.weights.norm_D) @ self.weights.head_DV
+        return self._head(self._norm(x_ND, self._norm_D))
 
     def _run_half(self, half: Half, flow: Flow) -> None:
-        layer = self.weights.layers[half.layer]
+        layer = self._layers[half.layer]
         if half.kind == "merge":
             self._merge(half.layer, layer, flow)
             return
         mixed_NE = self._attend(half.layer, layer, flow)
-        if layer.gate_up_D2K is None:
+        if layer.gate_up is None:
             flow.branch_NE = mixed_NE
             return
-        assert layer.out_ED is not None and layer.context_norm_D is not None
-        flow.x_ND.addmm_(mixed_NE, layer.out_ED)
-        gate_NK, up_NK = (self._norm(flow.x_ND, layer.context_norm_D) @ layer.gate_up_D2K).chunk(2, dim=-1)
+        assert layer.out is not None and layer.context_norm_D is not None
+        layer.out.add_to(flow.x_ND, mixed_NE)
+        gate_NK, up_NK = layer.gate_up(self._norm(flow.x_ND, layer.context_norm_D)).chunk(2, dim=-1)
         flow.branch_NE = F.silu(gate_NK).mul_(up_NK)
 
-    def _attend(self, index: int, layer: LayerWeights, flow: Flow) -> Tensor:
+    def _attend(self, index: int, layer: LayerProducts, flow: Flow) -> Tensor:
         config, step = self.config, flow.step
-        qkv = self._norm(flow.x_ND, layer.attention_norm_D) @ layer.qkv_DE
+        qkv = layer.qkv(self._norm(flow.x_ND, layer.attention_norm_D))
         qkv = qkv.view(len(qkv), -1, config.head_dim)
         num_heads, num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         rotated = rotate(qkv[:, : num_heads + num_kv_heads], flow.rotation_N1F)
@@ -139,15 +167,15 @@ class StepModel:
             parts.append(chunk_attention(queries[own], keys[own], values[own], *pools, group))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _merge(self, index: int, layer: LayerWeights, flow: Flow) -> None:
+    def _merge(self, index: int, layer: LayerProducts, flow: Flow) -> None:
         assert flow.branch_NE is not None
         term = self.terms.layers.get(index) if self.terms else None
         if term is None:
-            flow.x_ND.addmm_(flow.branch_NE, layer.merge_ED)
+            layer.merge.add_to(flow.x_ND, flow.branch_NE)
         else:
             assert self.terms is not None
             codes_NC = self.terms.codes(term, flow.codes, flow.received, flow.step.row_index_N, flow.step.token_ids_N)
-            term.merge(flow.x_ND, flow.branch_NE, layer.merge_ED, codes_NC)
+            term.merge(flow.x_ND, flow.branch_NE, layer.merge, codes_NC)
         flow.branch_NE = None
 
     def _norm(self, x_ND: Tensor, weight_D: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tolserve.engine.batch import IntArray
 from tolserve.engine.executor import Executor
-from tolserve.engine.expand import MemoryTerms
+from tolserve.engine.expand import LayerExpansion, MemoryTerms
 from tolserve.engine.rows import StepRows
 
 RecomputeRow = Callable[[int, int], Tensor]
@@ -25,10 +25,15 @@ class RowVerifier:
     """
 
     def __init__(
-        self, terms: MemoryTerms, merge_width: int, recompute: RecomputeRow, bounds: Mapping[int, float], every: int
+        self,
+        terms: MemoryTerms,
+        expansions: tuple[LayerExpansion, ...] | None,
+        recompute: RecomputeRow,
+        bounds: Mapping[int, float],
+        every: int,
     ) -> None:
         self._terms = terms
-        self._merge_width = merge_width
+        self._expansions = expansions
         self._recompute = recompute
         self._bounds = bounds
         self._every = every
@@ -45,10 +50,11 @@ class RowVerifier:
         layer = self._layers[self.num_checked % len(self._layers)]
         place = int(np.random.default_rng(self.num_checked).integers(len(token_ids)))
         term = self._terms.layers[layer]
-        codes = executor.receive(rows, term.band)[int(rows.row_index_N[place])]
-        served_D = term.rows(codes[term.start : term.start + term.width].to(self._terms.dtype)[None], self._merge_width)
-        expected_D = term.alpha * self._recompute(int(token_ids[place]), layer)
-        distance = (served_D[0].cpu().float() - expected_D).norm() / expected_D.norm().clamp(min=1e-30)
+        codes = executor.receive(rows, term.band)[int(rows.row_index_N[place])].cpu().float()
+        expansion = self._expansions[layer] if self._expansions else LayerExpansion()
+        served_D = expansion.rows(codes[None, term.start : term.start + term.width])[0]
+        expected_D = self._recompute(int(token_ids[place]), layer)
+        distance = (served_D - expected_D).norm() / expected_D.norm().clamp(min=1e-30)
         self.num_checked += 1
         if not torch.isfinite(distance) or float(distance) > self._bounds[layer]:
             self.num_mismatches += 1

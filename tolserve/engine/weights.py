@@ -27,12 +27,14 @@ class LayerWeights:
     """One layer on the device.
 
     `merge_ED` is the product that ends the layer's last contextual branch, where the memory term is added too: the
-    output projection of a memory model, the down projection of the others (which then have `out_ED` besides).
+    output projection of a memory model, the down projection of the others (which then have `out_ED` besides). Rows
+    of a low-rank basis follow in it, and `merge_bias_D` is then their mean.
     """
 
     attention_norm_D: Tensor
     qkv_DE: Tensor
     merge_ED: Tensor
+    merge_bias_D: Tensor | None = None
     out_ED: Tensor | None = None
     context_norm_D: Tensor | None = None
     gate_up_D2K: Tensor | None = None
@@ -47,15 +49,6 @@ class ModelWeights:
     norm_D: Tensor
     head_DV: Tensor
 
-    @property
-    def bytes(self) -> int:
-        """Memory of all weights, a tied head counted once where it shares the embedding's."""
-        tensors = [self.embedding_VD, self.norm_D, self.head_DV]
-        for layer in self.layers:
-            tensors += [t for t in vars(layer).values() if t is not None]
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-        return sum(storages.values())
-
 
 def interleave_halves(weight_ED: Tensor, head_dim: int) -> Tensor:
     """Rows of a query or key projection reordered so that rotated pairs (i, i + head_dim / 2) lie side by side.
@@ -67,8 +60,7 @@ def interleave_halves(weight_ED: Tensor, head_dim: int) -> Tensor:
 
 
 def load_weights(source: TensorSource, *, dtype: torch.dtype, device: torch.device) -> ModelWeights:
-    """Read and fuse the weights of `source`. On a GPU a tied head is a view of the embedding; a CPU reads it twice as
-    fast transposed (one token) and gets its own copy."""
+    """Read and fuse the weights of `source`; a tied head is a view of the embedding."""
     config = source.config
 
     def load(name: str) -> Tensor:
@@ -108,5 +100,5 @@ def load_weights(source: TensorSource, *, dtype: torch.dtype, device: torch.devi
         embedding_VD=embedding,
         layers=tuple(layers),
         norm_D=place(load("model.norm.weight")),
-        head_DV=head.t() if device.type == "cuda" else head.t().contiguous(),
+        head_DV=head.t(),
     )
