@@ -113,33 +113,72 @@ class InPlaceDecode:
         return (out.reshape(self.span, num_heads, head_dim)[self.table_BM] * weights_BMH1).sum(1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChunkTensors:
+    """A group of chunks on the device: tokens start .. start + count * length of the step.
+
+    `table` [count * blocks] and `mask_TS` (True: seen) are there where context precedes the chunks.
+    """
+
+    start: int
+    count: int
+    length: int
+    context: int
+    table: Tensor | None
+    mask_TS: Tensor | None
+
+    @classmethod
+    def of(cls, group: ChunkGroup, device: torch.device) -> ChunkTensors:
+        """The device's view of `group`."""
+        table = mask_TS = None
+        if group.context:
+            table = torch.from_numpy(group.table.reshape(-1)).to(device)
+            seen = group.context + group.length
+            mask_TS = torch.ones(group.length, seen, dtype=torch.bool, device=device).tril(group.context)
+        return cls(
+            start=group.start,
+            count=group.count,
+            length=group.length,
+            context=group.context,
+            table=table,
+            mask_TS=mask_TS,
+        )
+
+    @property
+    def tokens(self) -> slice:
+        """The group's tokens in the step."""
+        return slice(self.start, self.start + self.count * self.length)
+
+
 def chunk_attention(
-    queries: Tensor, new_keys: Tensor, new_values: Tensor, keys: Tensor, values: Tensor, group: ChunkGroup
+    queries: Tensor, new_keys: Tensor, new_values: Tensor, keys: Tensor, values: Tensor, group: ChunkTensors
 ) -> Tensor:
     """Causal attention of a group's chunks to their context and themselves.
 
     Args:
-        queries: [count * length, H, E]; new_keys, new_values: [count * length, Hkv, E], already in the pool as well.
-        keys, values: the layer's pool.
+        queries: [count * length, H, E].
+        new_keys: [count * length, Hkv, E], already in the pool as well; so are `new_values`.
+        keys: the layer's pool, and `values` likewise.
 
     Returns:
         Mixed values [count * length, H * E].
     """
-    count, length = group.count, group.length
-    mask: Tensor | None = None
-    if group.context:
-        table = torch.from_numpy(group.table.reshape(-1)).to(keys.device)
-        seen = group.context + length
-        key = _sequences(keys.index_select(0, table), count)[:, :, :seen]
-        value = _sequences(values.index_select(0, table), count)[:, :, :seen]
-        mask = torch.ones(length, seen, dtype=torch.bool, device=keys.device).tril(group.context)
+    shape = (group.count, group.length)
+    if group.table is None:
+        key, value = (t.unflatten(0, shape).transpose(1, 2) for t in (new_keys, new_values))
     else:
-        key, value = (t.unflatten(0, (count, length)).transpose(1, 2) for t in (new_keys, new_values))
-    query = queries.unflatten(0, (count, length)).transpose(1, 2)
+        seen = group.context + group.length
+        key, value = (_sequences(t.index_select(0, group.table), group.count)[:, :, :seen] for t in (keys, values))
+    query = queries.unflatten(0, shape).transpose(1, 2)
     mixed = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=query.shape[1] != key.shape[1]
+        query,
+        key,
+        value,
+        attn_mask=group.mask_TS,
+        is_causal=group.mask_TS is None,
+        enable_gqa=query.shape[1] != key.shape[1],
     )
-    return mixed.transpose(1, 2).reshape(count * length, -1)
+    return mixed.transpose(1, 2).reshape(len(queries), -1)
 
 
 def _sequences(blocks: Tensor, count: int) -> Tensor:

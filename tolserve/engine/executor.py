@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tolserve.engine.attention import InPlaceDecode
+from tolserve.engine.attention import ChunkTensors, DecodeAttention, InPlaceDecode
 from tolserve.engine.batch import IntArray, StepBatch
-from tolserve.engine.model import StepModel, StepTensors
+from tolserve.engine.flow import StepTensors
+from tolserve.engine.model import StepModel
 from tolserve.engine.rows import RowFeed, StepRows
 
 
@@ -16,22 +17,22 @@ class Executor:
 
     def __init__(self, model: StepModel, feed: RowFeed | None) -> None:
         self.model = model
-        self._feed = feed
+        self.feed = feed
         heads = torch.arange(model.config.num_key_value_heads, device=model.device)
         self._head_offsets = heads * model.cache.block_size
 
     def run(self, batch: StepBatch, rows: StepRows | None) -> Tensor:
-        """The residual stream [N, D] behind the last layer."""
+        """The residual stream [N, D] behind the last layer. The step's rows are no longer read when it returns."""
         return self.model.forward(self.tensors(batch, rows), lambda band: self.receive(rows, band))
 
     def receive(self, rows: StepRows | None, band: int) -> Tensor:
         """A band's codes on the device, once they are there."""
-        assert self._feed is not None and rows is not None
-        return self._feed.wait(rows, band).to(self.model.device, non_blocking=True)
+        assert self.feed is not None and rows is not None
+        return self.feed.wait(rows, band).to(self.model.device)
 
     def logits(self, hidden_ND: Tensor, index: IntArray) -> Tensor:
-        """Logits [len(index), V] of those tokens."""
-        if len(index) == len(hidden_ND) and bool((index[1:] > index[:-1]).all()):
+        """Logits [len(index), V] of those tokens of the last `run`."""
+        if len(index) == len(hidden_ND):
             return self.model.logits(hidden_ND)
         return self.model.logits(hidden_ND.index_select(0, self.move(index)))
 
@@ -41,24 +42,22 @@ class Executor:
             token_ids_N=self.move(batch.token_ids),
             positions_N=self.move(batch.positions),
             cache_rows=self.cache_rows(self.move(batch.blocks), self.move(batch.offsets)),
-            decode=self._decode(batch),
+            decode=self.decode_attention(batch) if batch.num_decodes else None,
             num_decodes=batch.num_decodes,
-            groups=batch.groups,
+            groups=tuple(ChunkTensors.of(group, self.model.device) for group in batch.groups),
             row_index_N=None if rows is None else self.move(rows.row_index_N),
         )
 
+    def decode_attention(self, batch: StepBatch) -> DecodeAttention:
+        """The kernel for the decoding tokens of `batch`."""
+        cache = self.model.cache
+        return InPlaceDecode.plan(batch.decode_table, batch.decode_lengths, cache.block_size, cache.keys.dtype)
+
     def cache_rows(self, blocks_N: Tensor, offsets_N: Tensor) -> Tensor:
         """Rows [N * Hkv] of a layer's pool seen as [-1, head_dim]."""
-        cache = self.model.cache
-        stride = self.model.config.num_key_value_heads * cache.block_size
+        stride = self.model.config.num_key_value_heads * self.model.cache.block_size
         return ((blocks_N * stride + offsets_N)[:, None] + self._head_offsets).flatten()
 
     def move(self, array: IntArray) -> Tensor:
         """An int64 array on the device."""
-        return torch.from_numpy(array).to(self.model.device, non_blocking=True)
-
-    def _decode(self, batch: StepBatch) -> InPlaceDecode | None:
-        if not batch.num_decodes:
-            return None
-        cache = self.model.cache
-        return InPlaceDecode.plan(batch.decode_table, batch.decode_lengths, cache.block_size, cache.keys.dtype)
+        return torch.from_numpy(array).to(self.model.device)

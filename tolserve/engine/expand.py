@@ -126,8 +126,9 @@ class MemoryTerms:
             if term.band in self.pinned:
                 codes = self.pinned[term.band].index_select(0, token_ids_N)
             else:
-                assert row_index_N is not None
-                codes = received[term.band].index_select(0, row_index_N)
+                codes = received[term.band]
+                if row_index_N is not None:
+                    codes = codes.index_select(0, row_index_N)
             gathered[term.band] = codes.to(self.dtype)
         return gathered[term.band][:, term.start : term.start + term.width]
 

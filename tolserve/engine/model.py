@@ -11,78 +11,19 @@ Low-rank rows cost one longer product: memory [attn, codes] @ [W_o; basis] + mea
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tolbuild.config import ModelConfig
-from tolserve.engine.attention import DecodeAttention, chunk_attention
-from tolserve.engine.batch import ChunkGroup
+from tolserve.engine.attention import chunk_attention
 from tolserve.engine.expand import MemoryTerms
+from tolserve.engine.flow import Flow, LayerProducts, StepTensors
 from tolserve.engine.kv_cache import KVCache
-from tolserve.engine.product import Product, make_product
+from tolserve.engine.product import make_product
 from tolserve.engine.segments import Half, Segment, plan_segments
-from tolserve.engine.weights import LayerWeights, ModelWeights
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepTensors:
-    """A step's arrays on the device.
-
-    Attributes:
-        token_ids_N: int64.
-        positions_N: int64.
-        cache_rows: int64 [N * Hkv], where keys and values go in a layer's pool seen as [-1, head_dim].
-        decode: attention of the first `num_decodes` tokens; None without any.
-        groups: the other tokens' chunks.
-        row_index_N: which of the received rows is each token's; None for a model that receives none.
-    """
-
-    token_ids_N: Tensor
-    positions_N: Tensor
-    cache_rows: Tensor
-    decode: DecodeAttention | None
-    num_decodes: int
-    groups: tuple[ChunkGroup, ...]
-    row_index_N: Tensor | None
-
-
-@dataclass(kw_only=True)
-class Flow:
-    """What runs through a step: the residual stream, the branch still to be merged and the codes of each token."""
-
-    step: StepTensors
-    x_ND: Tensor
-    rotation_N1F: Tensor
-    branch_NE: Tensor | None = None
-    received: dict[int, Tensor] = field(default_factory=dict)
-    codes: dict[int, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerProducts:
-    """One layer's weights as products; see `LayerWeights`."""
-
-    attention_norm_D: Tensor
-    qkv: Product
-    merge: Product
-    out: Product | None
-    context_norm_D: Tensor | None
-    gate_up: Product | None
-
-    @classmethod
-    def of(cls, weights: LayerWeights) -> LayerProducts:
-        """Products of `weights`, packed where that is faster."""
-        return cls(
-            attention_norm_D=weights.attention_norm_D,
-            qkv=make_product(weights.qkv_DE),
-            merge=make_product(weights.merge_ED, weights.merge_bias_D),
-            out=None if weights.out_ED is None else make_product(weights.out_ED),
-            context_norm_D=weights.context_norm_D,
-            gate_up=None if weights.gate_up_D2K is None else make_product(weights.gate_up_D2K),
-        )
+from tolserve.engine.weights import ModelWeights
 
 
 class StepModel:
@@ -163,7 +104,7 @@ class StepModel:
         if step.decode is not None:
             parts.append(step.decode(queries[: step.num_decodes], *pools).flatten(1))
         for group in step.groups:
-            own = slice(group.start, group.start + group.count * group.length)
+            own = group.tokens
             parts.append(chunk_attention(queries[own], keys[own], values[own], *pools, group))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

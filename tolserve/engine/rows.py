@@ -101,9 +101,14 @@ class RowFeed:
     def __init__(self, source: Source, bands: tuple[int, ...]) -> None:
         self._source = source
         self._bands = bands
-        self._dtypes = {band.index: band.dtype for band in source.spec.bands}
+        self._layouts = {band.index: (sum(band.ranks), str(band.dtype)) for band in source.spec.bands}
         self._ahead: dict[str, _Request] = {}
         self.totals = RowTotals()
+
+    def layout(self, band: int) -> tuple[int, torch.dtype]:
+        """Columns and type of a band's codes."""
+        columns, dtype = self._layouts[band]
+        return columns, _TORCH_DTYPES[dtype]
 
     def fetch_ahead(self, kind: str, token_ids: list[int]) -> None:
         """Request rows that the next step will probably need; a request of the same kind not used is replaced.
@@ -188,9 +193,14 @@ class RowFeed:
     def __init__(self, source: Source, bands: tuple[int, ...]) -> None:
         self._source = source
         self._bands = bands
-        self._dtypes = {band.index: band.dtype for band in source.spec.bands}
+        self._layouts = {band.index: (sum(band.ranks), str(band.dtype)) for band in source.spec.bands}
         self._ahead: dict[str, _Request] = {}
         self.totals = RowTotals()
+
+    def layout(self, band: int) -> tuple[int, torch.dtype]:
+        """Columns and type of a band's codes."""
+        columns, dtype = self._layouts[band]
+        return columns, _TORCH_DTYPES[dtype]
 
     def fetch_ahead(self, kind: str, token_ids: list[int]) -> None:
         """Request rows that the next step will probably need; a request of the same kind not used is replaced."""
@@ -230,7 +240,7 @@ class RowFeed:
             began = time.perf_counter()
             codes = self._source.wait(request.handle, band)
             request.stall_ms += (time.perf_counter() - began) * 1e3
-            parts.append(codes_tensor(codes, self._dtypes[band]))
+            parts.append(codes_tensor(codes, self._layouts[band][1]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def charge(self, rows: StepRows, num_tokens: int) -> MemoryCharge:

@@ -1,0 +1,36 @@
+"""`python -m tolserve.bench <what> [--quick] [--out FILE]`: see each bench for what it measures."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+from tolserve.bench.report import machine
+
+BENCHES = {
+    "rows": "the row path against a bare socket, and what a fetch adds to a step at GPU speed",
+    "engine": "the engine against Hugging Face transformers, and what the gateway adds",
+    "gpu": "base against memory on a GPU, rows on the device, in host memory and over TCP",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one bench; its result is the last line printed and, with `--out`, a file."""
+    parser = argparse.ArgumentParser(prog="python -m tolserve.bench", description=__doc__)
+    commands = parser.add_subparsers(dest="bench", required=True)
+    for name, summary in BENCHES.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        command.add_argument("--quick", action="store_true", help="smaller and shorter, the same keys")
+        command.add_argument("--out", type=Path, help="write the result there as well")
+    options = parser.parse_args(arguments)
+    bench = importlib.import_module(f"tolserve.bench.{options.bench}")
+    result = {"bench": options.bench, "quick": options.quick, "machine": machine(), **bench.run(quick=options.quick)}
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
