@@ -14,6 +14,7 @@ from tolserve.engine.config import EngineConfig
 from tolserve.engine.request import SamplingParams
 
 _RESULT_TIMEOUT_S = 120.0
+_GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
 
 
 class Contestant(Protocol):
@@ -41,7 +42,7 @@ class OurEngine:
     """This engine, called directly."""
 
     name = "ours"
-    version = torch.__version__
+    version = str(torch.__version__)
 
     def __init__(self, weights: _Weights) -> None:
         config = EngineConfig(num_blocks=1024, max_num_seqs=64, max_num_batched_tokens=4096, max_model_len=512)
@@ -100,7 +101,7 @@ class ContinuousBatching:
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         manager = self._model.init_continuous_batching(
-            generation_config=GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0),
+            generation_config=GenerationConfig(**_GREEDY),
             continuous_batching_config=ContinuousBatchingConfig(num_blocks=512, max_batch_tokens=1024, page_size=32),
         )
         manager.start()

@@ -1,5 +1,5 @@
-"""The serving engine: continuous batching over a block KV cache, with memory rows looked up through a `RowSource`.
+"""The serving engine: continuous batching over a block KV cache, memory rows looked up through a `RowSource`.
 
-Plain torch: no Ray, no HTTP. `engine.Engine` is the class, `build.build_engine` makes one from a checkpoint;
+Plain torch: no Ray, no HTTP. `engine.Engine` is the class, `load.build_engine` makes one from addresses;
 `request` (importable without torch) is what callers exchange with it.
 """

@@ -1,7 +1,7 @@
 """Attention over the block pool: decoding in place, prompts in chunks, and a plain reference for both.
 
-Decoding on the CPU treats every block of the pool's used prefix as one small attention problem with its sequence's
-query, and joins a sequence's blocks by their log-sum-exps:
+Decoding on the CPU treats every block of the pool's used prefix as one small attention problem with its
+sequence's query, and joins a sequence's blocks by their log-sum-exps:
 
     out = sum_b softmax_b(lse_b) * out_b
 
@@ -25,7 +25,7 @@ class DecodeAttention(Protocol):
     """Attention of one new token a sequence to its own blocks."""
 
     def __call__(self, queries_BHE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Mixed values [B, H, E] of one layer; keys and values are that layer's pool [blocks, Hkv, block size, E]."""
+        """Mixed values [B, H, E] of one layer, whose pools are keys and values [blocks, Hkv, block size, E]."""
 
 
 def paged_attention_reference(
@@ -110,7 +110,8 @@ class InPlaceDecode:
         if self.pad_BM1 is not None:
             scores = scores + self.pad_BM1
         weights_BMH1 = scores.softmax(1).unsqueeze(-1)
-        return (out.reshape(self.span, num_heads, head_dim)[self.table_BM] * weights_BMH1).sum(1)
+        joined: Tensor = (out.reshape(self.span, num_heads, head_dim)[self.table_BM] * weights_BMH1).sum(1)
+        return joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +166,11 @@ def chunk_attention(
     """
     shape = (group.count, group.length)
     if group.table is None:
-        key, value = (t.unflatten(0, shape).transpose(1, 2) for t in (new_keys, new_values))
+        key, value = (t.reshape(*shape, *t.shape[1:]).transpose(1, 2) for t in (new_keys, new_values))
     else:
         seen = group.context + group.length
         key, value = (_sequences(t.index_select(0, group.table), group.count)[:, :, :seen] for t in (keys, values))
-    query = queries.unflatten(0, shape).transpose(1, 2)
+    query = queries.reshape(*shape, *queries.shape[1:]).transpose(1, 2)
     mixed = F.scaled_dot_product_attention(
         query,
         key,
@@ -183,4 +184,4 @@ def chunk_attention(
 
 def _sequences(blocks: Tensor, count: int) -> Tensor:
     """[count * M, Hkv, block size, E] as [count, Hkv, M * block size, E]."""
-    return blocks.unflatten(0, (count, -1)).transpose(1, 2).flatten(2, 3)
+    return blocks.view(count, -1, *blocks.shape[1:]).transpose(1, 2).flatten(2, 3)

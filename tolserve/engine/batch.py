@@ -78,7 +78,7 @@ def make_batch(plan: StepPlan, cache: KVCache) -> StepBatch:
     num_decodes = len(decodes)
     lengths = np.fromiter((len(s.tokens) for s in decodes), np.int64, num_decodes)
     decode_rows = np.fromiter((s.row for s in decodes), np.int64, num_decodes)
-    pieces = [s.tokens[c.sequence.num_computed : c.sequence.num_computed + c.length] for c in chunks for s in (c.sequence,)]
+    pieces = [c.sequence.tokens[c.sequence.num_computed :][: c.length] for c in chunks]
     chunk_lengths = np.fromiter((c.length for c in chunks), np.int64, len(chunks))
     starts = num_decodes + np.concatenate(([0], np.cumsum(chunk_lengths)))
     token_ids = np.array([s.tokens[-1] for s in decodes] + [i for piece in pieces for i in piece], np.int64)

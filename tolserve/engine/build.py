@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +17,11 @@ from tolserve.engine.executor import Executor
 from tolserve.engine.expand import LayerExpansion, MemoryTerms, make_terms
 from tolserve.engine.kv_cache import KVCache
 from tolserve.engine.model import StepModel
-from tolserve.engine.rows import RowFeed, Source, codes_tensor
+from tolserve.engine.rows import RowFeed, codes_tensor
 from tolserve.engine.verify import RecomputeRow, RowVerifier
 from tolserve.engine.weights import ModelWeights, TensorSource, load_weights
+from tolserve.memory.source import RowSource
+from tolserve.memory.spec import BandSpec
 
 _PIN_ROWS = 4096
 """Rows requested at once while pinned bands are loaded."""
@@ -38,7 +39,7 @@ def make_engine(
     tensors: TensorSource,
     config: EngineConfig,
     *,
-    source: Source | None = None,
+    source: RowSource | None = None,
     expansions: tuple[LayerExpansion, ...] | None = None,
     tokenizer: Decoder | None = None,
     checks: RowChecks | None = None,
@@ -91,7 +92,7 @@ def make_executor(model: StepModel, feed: RowFeed | None, config: EngineConfig) 
     return GraphExecutor(model, feed, config.max_num_seqs)
 
 
-def load_pinned(source: Source, bands: tuple[Any, ...], device: torch.device) -> dict[int, Tensor]:
+def load_pinned(source: RowSource, bands: tuple[BandSpec, ...], device: torch.device) -> dict[int, Tensor]:
     """Codes [V, columns] of `bands` for every token, on the device."""
     vocab_size = source.spec.vocab_size
     parts: dict[int, list[Tensor]] = {band.index: [] for band in bands}
@@ -106,7 +107,7 @@ def load_pinned(source: Source, bands: tuple[Any, ...], device: torch.device) ->
     return {index: torch.cat(pieces) for index, pieces in parts.items()}
 
 
-def _check_fit(shape: ModelConfig, config: EngineConfig, source: Source | None) -> None:
+def _check_fit(shape: ModelConfig, config: EngineConfig, source: RowSource | None) -> None:
     if shape.has_memory != (source is not None):
         raise ValueError(
             f"a {shape.kind} model {'needs a source of rows' if shape.has_memory else 'adds no looked-up rows'}"

@@ -95,9 +95,7 @@ class Engine:
         if sequence is None:
             return None
         self._forget(sequence)
-        return RequestOutput(
-            request_id=request_id, tokens=(), finished=True, finish_reason="abort", bill=sequence.bill
-        )
+        return RequestOutput(request_id=request_id, tokens=(), finished=True, finish_reason="abort", bill=sequence.bill)
 
     def has_work(self) -> bool:
         """Whether a step would compute anything."""

@@ -22,13 +22,23 @@ class Executor:
         self._head_offsets = heads * model.cache.block_size
 
     def run(self, batch: StepBatch, rows: StepRows | None) -> Tensor:
-        """The residual stream [N, D] behind the last layer. The step's rows are no longer read when it returns."""
-        return self.model.forward(self.tensors(batch, rows), lambda band: self.receive(rows, band))
+        """The residual stream [N, D] behind the last layer."""
+        return self.model.forward(self.tensors(batch), lambda band: self.receive(rows, band))
 
     def receive(self, rows: StepRows | None, band: int) -> Tensor:
-        """A band's codes on the device, once they are there."""
-        assert self.feed is not None and rows is not None
-        return self.feed.wait(rows, band).to(self.model.device)
+        """A band's codes [N, columns] on the device, once they are there."""
+        assert rows is not None
+        return self.collect(rows, band).to(self.model.device, non_blocking=True)
+
+    def collect(self, rows: StepRows, band: int) -> Tensor:
+        """A band's codes [N, columns] in memory that the device can read: where they are, or pinned."""
+        assert self.feed is not None
+        pool = self.feed.wait(rows, band)
+        index = torch.from_numpy(rows.row_index_N).to(pool.device)
+        if pool.device.type == "cpu" and self.model.device.type == "cuda":
+            out = torch.empty(len(index), pool.shape[1], dtype=pool.dtype, pin_memory=True)
+            return torch.index_select(pool, 0, index, out=out)
+        return pool.index_select(0, index)
 
     def logits(self, hidden_ND: Tensor, index: IntArray) -> Tensor:
         """Logits [len(index), V] of those tokens of the last `run`."""
@@ -36,7 +46,7 @@ class Executor:
             return self.model.logits(hidden_ND)
         return self.model.logits(hidden_ND.index_select(0, self.move(index)))
 
-    def tensors(self, batch: StepBatch, rows: StepRows | None) -> StepTensors:
+    def tensors(self, batch: StepBatch) -> StepTensors:
         """The device's view of a step."""
         return StepTensors(
             token_ids_N=self.move(batch.token_ids),
@@ -45,7 +55,6 @@ class Executor:
             decode=self.decode_attention(batch) if batch.num_decodes else None,
             num_decodes=batch.num_decodes,
             groups=tuple(ChunkTensors.of(group, self.model.device) for group in batch.groups),
-            row_index_N=None if rows is None else self.move(rows.row_index_N),
         )
 
     def decode_attention(self, batch: StepBatch) -> DecodeAttention:

@@ -17,22 +17,7 @@ from torch import Tensor
 
 from tolserve.engine.product import Product
 from tolserve.engine.weights import LayerWeights
-
-
-class BandLayout(Protocol):
-    """What a table says of one band: `ranks[i]` columns belong to `layers[i]`, side by side."""
-
-    @property
-    def index(self) -> int:
-        """Number of the band."""
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Its layers, ascending."""
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Columns of each layer; the model's width where rows are stored in full, 0 where a layer is left out."""
+from tolserve.memory.spec import BandSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,23 +99,19 @@ class MemoryTerms:
         return {layer: term.band for layer, term in self.layers.items() if term.band not in self.pinned}
 
     def codes(
-        self,
-        term: MemoryTerm,
-        gathered: dict[int, Tensor],
-        received: Mapping[int, Tensor],
-        row_index_N: Tensor | None,
-        token_ids_N: Tensor,
+        self, term: MemoryTerm, codes_by_band: dict[int, Tensor], received: Mapping[int, Tensor], token_ids_N: Tensor
     ) -> Tensor:
-        """Codes [N, width] of `term`'s layer; a band is gathered to tokens once a step and kept in `gathered`."""
-        if term.band not in gathered:
-            if term.band in self.pinned:
-                codes = self.pinned[term.band].index_select(0, token_ids_N)
-            else:
-                codes = received[term.band]
-                if row_index_N is not None:
-                    codes = codes.index_select(0, row_index_N)
-            gathered[term.band] = codes.to(self.dtype)
-        return gathered[term.band][:, term.start : term.start + term.width]
+        """Codes [N, width] of `term`'s layer.
+
+        Args:
+            codes_by_band: a step's codes in the type that is computed with, filled here band by band.
+            received: by band, codes [N, columns] as they came.
+        """
+        if term.band not in codes_by_band:
+            pinned = self.pinned.get(term.band)
+            codes = received[term.band] if pinned is None else pinned.index_select(0, token_ids_N)
+            codes_by_band[term.band] = codes.to(self.dtype)
+        return codes_by_band[term.band][:, term.start : term.start + term.width]
 
 
 def table_expansions(table: RowTable, num_layers: int) -> tuple[LayerExpansion, ...]:
@@ -149,7 +130,7 @@ def table_expansions(table: RowTable, num_layers: int) -> tuple[LayerExpansion, 
 
 def make_terms(
     layers: tuple[LayerWeights, ...],
-    bands: tuple[BandLayout, ...],
+    bands: tuple[BandSpec, ...],
     expansions: tuple[LayerExpansion, ...] | None,
     pinned: Mapping[int, Tensor],
     *,

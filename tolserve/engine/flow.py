@@ -21,8 +21,6 @@ class StepTensors:
         cache_rows: int64 [N * Hkv], where keys and values go in a layer's pool seen as [-1, head_dim].
         decode: attention of the first `num_decodes` tokens; None without any.
         groups: the other tokens' chunks.
-        row_index_N: which of the received rows is each token's; None where they come in the tokens' order or not at
-            all.
     """
 
     token_ids_N: Tensor
@@ -31,12 +29,14 @@ class StepTensors:
     decode: DecodeAttention | None
     num_decodes: int
     groups: tuple[ChunkTensors, ...]
-    row_index_N: Tensor | None
 
 
 @dataclass(kw_only=True)
 class Flow:
-    """What runs through a step: the residual stream, the branch still to be merged and the codes of each token."""
+    """What runs through a step: the residual stream, the branch still to be merged and the codes of each token.
+
+    `received` has codes [N, columns] by band as they came, `codes` the same in the type that is computed with.
+    """
 
     step: StepTensors
     x_ND: Tensor

@@ -52,7 +52,7 @@ class GraphExecutor(Executor):
 
     def __init__(self, model: StepModel, feed: RowFeed | None, max_num_seqs: int) -> None:
         super().__init__(model, feed)
-        self._copies = torch.cuda.Stream(model.device)
+        self._copies = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call,unused-ignore]
         self._pool = torch.cuda.graph_pool_handle()
         self._captured: dict[int, CapturedDecode] = {}
         self._last: tuple[Tensor, Tensor] | None = None
@@ -72,18 +72,14 @@ class GraphExecutor(Executor):
         captured.fill(batch, self.model.cache.num_blocks)
         stream = torch.cuda.current_stream(self.model.device)
         self._copies.wait_stream(stream)
-        index: Tensor | None = None
         for segment, graph in zip(self.model.segments, captured.graphs, strict=True):
             if segment.band is not None:
                 assert rows is not None
                 with torch.cuda.stream(self._copies):
-                    if index is None:
-                        index = self.move(rows.row_index_N)
-                    codes = self._arrived(rows, segment.band)
-                    torch.index_select(codes, 0, index, out=captured.codes[segment.band][:count])
+                    codes = self.collect(rows, segment.band)
+                    captured.codes[segment.band][:count].copy_(codes, non_blocking=True)
                 stream.wait_stream(self._copies)
             graph.replay()
-        self._copies.synchronize()
         hidden_ND = captured.flow.x_ND[:count]
         self._last = hidden_ND, captured.logits_BV[:count]
         return hidden_ND
@@ -97,10 +93,6 @@ class GraphExecutor(Executor):
     def decode_attention(self, batch: StepBatch) -> DecodeAttention:
         """See `Executor.decode_attention`."""
         return PagedDecode(table_BM=self.move(batch.decode_table), lengths_B=self.move(batch.decode_lengths))
-
-    def _arrived(self, rows: StepRows, band: int) -> Tensor:
-        assert self.feed is not None
-        return self.feed.wait(rows, band).to(self.model.device, non_blocking=True)
 
     def _capture(self, size: int) -> CapturedDecode:
         model, device = self.model, self.model.device
@@ -127,7 +119,8 @@ class GraphExecutor(Executor):
                 if segment is model.segments[-1]:
                     logits_BV = model.logits(flow.x_ND)
             graphs.append(graph)
-        assert flow is not None and logits_BV is not None
+        assert flow is not None
+        assert logits_BV is not None
         return CapturedDecode(
             host=torch.zeros(size, width, dtype=torch.int64, pin_memory=True),
             inputs=inputs,
@@ -153,5 +146,4 @@ class GraphExecutor(Executor):
             decode=PagedDecode(table_BM=table_BM, lengths_B=positions_B + 1),
             num_decodes=len(inputs),
             groups=(),
-            row_index_N=None,
         )

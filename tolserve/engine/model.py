@@ -54,7 +54,7 @@ class StepModel:
         return tuple(s.band for s in self.segments if s.band is not None)
 
     def forward(self, step: StepTensors, receive: Callable[[int], Tensor]) -> Tensor:
-        """The residual stream [N, D] behind the last layer; `receive(band)` gives codes [rows, columns] when due."""
+        """The residual stream [N, D] behind the last layer; `receive(band)` gives codes [N, columns] when due."""
         flow = self.begin(step)
         for segment in self.segments:
             if segment.band is not None:
@@ -85,7 +85,8 @@ class StepModel:
         if layer.gate_up is None:
             flow.branch_NE = mixed_NE
             return
-        assert layer.out is not None and layer.context_norm_D is not None
+        assert layer.out is not None
+        assert layer.context_norm_D is not None
         layer.out.add_to(flow.x_ND, mixed_NE)
         gate_NK, up_NK = layer.gate_up(self._norm(flow.x_ND, layer.context_norm_D)).chunk(2, dim=-1)
         flow.branch_NE = F.silu(gate_NK).mul_(up_NK)
@@ -115,7 +116,7 @@ class StepModel:
             layer.merge.add_to(flow.x_ND, flow.branch_NE)
         else:
             assert self.terms is not None
-            codes_NC = self.terms.codes(term, flow.codes, flow.received, flow.step.row_index_N, flow.step.token_ids_N)
+            codes_NC = self.terms.codes(term, flow.codes, flow.received, flow.step.token_ids_N)
             term.merge(flow.x_ND, flow.branch_NE, layer.merge, codes_NC)
         flow.branch_NE = None
 
@@ -133,5 +134,5 @@ def _rotations(config: ModelConfig, num_positions: int, device: torch.device) ->
 
 def rotate(heads_NHE: Tensor, rotation_N1F: Tensor) -> Tensor:
     """Rotary embedding of heads whose pairs lie side by side (`weights.interleave_halves`), in their dtype."""
-    pairs = torch.view_as_complex(heads_NHE.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(heads_NHE.float().reshape(*heads_NHE.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotation_N1F).flatten(-2).to(heads_NHE.dtype)

@@ -69,6 +69,6 @@ class PackedProduct:
 def make_product(weight_IO: Tensor, bias_O: Tensor | None = None) -> Product:
     """The fastest product for where the weight is."""
     packs = weight_IO.device.type == "cpu" and weight_IO.dtype == torch.float32
-    if packs and torch.backends.mkldnn.is_available():
+    if packs and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call,unused-ignore]
         return PackedProduct(weight_IO, bias_O)
     return PlainProduct(weight_IO, bias_O)

@@ -1,17 +1,14 @@
 """Rows of the steps: requested as soon as token ids are known, waited for band by band, charged to requests.
 
 A step's distinct ids are looked for in what was requested ahead (prompt chunks during the step before, sampled tokens
-at its end); what is missing is requested when the step starts. A pure decode step usually finds exactly its ids in one
-request, whose rows are then used where they arrived.
+at its end); what is missing is requested when the step starts. Rows are read where the source put them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,62 +17,34 @@ from torch import Tensor
 
 from tolbuild.table.errors import ToLError
 from tolserve.engine.request import MemoryCharge
+from tolserve.memory.bill import MemoryBill
+from tolserve.memory.source import RowSource
 
 IntArray = NDArray[np.int64]
 
 _TORCH_DTYPES = {
     "float32": torch.float32,
-    "fp32": torch.float32,
     "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
     "float16": torch.float16,
-    "fp16": torch.float16,
     "int8": torch.int8,
 }
 
 
-class Bill(Protocol):
-    """What a source says of one request for rows; see `MemoryCharge`."""
-
-    hits_by_tier: Mapping[str, int]
-    bytes_moved: int
-    fetch_ms: float
+def codes_tensor(rows: Any, dtype: str) -> Tensor:
+    """A source's bytes [rows, row_bytes] as a tensor [rows, columns] of the band's type, without a copy."""
+    tensor = rows if isinstance(rows, Tensor) else torch.from_numpy(rows)
+    return tensor.view(_TORCH_DTYPES[dtype])
 
 
-class Source(Protocol):
-    """Where rows come from (`tolserve.memory`): start early, wait where a band is needed, release when used."""
-
-    @property
-    def spec(self) -> Any:
-        """`RowSpec`: bands, vocab_size, identity."""
-
-    def start(self, token_ids: IntArray, *, bands: tuple[int, ...] | None = None) -> Any:
-        """Request rows of distinct ids; returns a handle that carries `bill`."""
-
-    def wait(self, handle: Any, band: int) -> Any:
-        """Codes [ids, columns] of a band, valid until `release`."""
-
-    def release(self, handle: Any) -> None:
-        """Let the buffers be used again."""
-
-
-def codes_tensor(codes: Any, dtype: str) -> Tensor:
-    """What a source returned as a tensor [n, columns] of the band's type, without a copy."""
-    tensor = codes if isinstance(codes, Tensor) else torch.from_numpy(codes)
-    wanted = _TORCH_DTYPES[dtype]
-    return tensor if tensor.dtype == wanted else tensor.view(wanted)
-
-
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Request:
     ids: IntArray
     handle: Any
-    stall_ms: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRows:
-    """Rows of one step: the requests they lie in, and for each token its place among their rows taken together."""
+    """Rows of one step: the requests for them, and for each token the place of its row in the source's pools."""
 
     requests: list[_Request]
     row_index_N: IntArray
@@ -98,7 +67,7 @@ class RowFeed:
     """Requests and receives the rows of steps from one source. At most two requests are ahead at a time, each for no
     more ids than a step has tokens: that bounds the staging buffers."""
 
-    def __init__(self, source: Source, bands: tuple[int, ...]) -> None:
+    def __init__(self, source: RowSource, bands: tuple[int, ...]) -> None:
         self._source = source
         self._bands = bands
         self._layouts = {band.index: (sum(band.ranks), str(band.dtype)) for band in source.spec.bands}
@@ -130,122 +99,28 @@ class RowFeed:
         unique, inverse_N = np.unique(token_ids_N, return_inverse=True)
         place = np.full(len(unique), -1, np.int64)
         used: list[str] = []
-        offset = 0
         for kind, request in self._ahead.items():
             found = np.minimum(np.searchsorted(request.ids, unique), len(request.ids) - 1)
             hit = (request.ids[found] == unique) & (place < 0)
             if hit.any():
-                place[hit] = found[hit] + offset
+                place[hit] = request.handle.index[found[hit]]
                 used.append(kind)
-                offset += len(request.ids)
         missing = place < 0
         fresh = [self._request(unique[missing])] if missing.any() else []
-        place[missing] = np.arange(int(missing.sum())) + offset
+        for request in fresh:
+            place[missing] = request.handle.index
         requests = [self._ahead.pop(kind) for kind in used] + fresh
         return StepRows(requests=requests, row_index_N=place[inverse_N], num_unique=len(unique))
 
-    def wait(self, handle: Any, band: int) -> Any:
-        """Codes [ids, columns] of a band, valid until `release`."""
-
-    def release(self, handle: Any) -> None:
-        """Let the buffers be used again."""
-
-
-def codes_tensor(codes: Any, dtype: str) -> Tensor:
-    """What a source returned as a tensor [n, columns] of the band's type, without a copy."""
-    tensor = codes if isinstance(codes, Tensor) else torch.from_numpy(codes)
-    wanted = _TORCH_DTYPES[dtype]
-    return tensor if tensor.dtype == wanted else tensor.view(wanted)
-
-
-@dataclass(kw_only=True)
-class _Request:
-    ids: IntArray
-    handle: Any
-    stall_ms: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepRows:
-    """Rows of one step: the requests they lie in, and for each token its place among their rows taken together."""
-
-    requests: list[_Request]
-    row_index_N: IntArray
-    num_unique: int
-
-
-@dataclass(kw_only=True)
-class RowTotals:
-    """Rows since the engine was made, for metrics."""
-
-    rows_needed: int = 0
-    rows_unique: int = 0
-    bytes_moved: float = 0.0
-    fetch_ms: float = 0.0
-    stall_ms: float = 0.0
-    hits_by_tier: dict[str, int] = field(default_factory=dict)
-
-
-class RowFeed:
-    """Requests and receives the rows of steps from one source. At most two requests are ahead at a time, each for no
-    more ids than a step has tokens: that bounds the staging buffers."""
-
-    def __init__(self, source: Source, bands: tuple[int, ...]) -> None:
-        self._source = source
-        self._bands = bands
-        self._layouts = {band.index: (sum(band.ranks), str(band.dtype)) for band in source.spec.bands}
-        self._ahead: dict[str, _Request] = {}
-        self.totals = RowTotals()
-
-    def layout(self, band: int) -> tuple[int, torch.dtype]:
-        """Columns and type of a band's codes."""
-        columns, dtype = self._layouts[band]
-        return columns, _TORCH_DTYPES[dtype]
-
-    def fetch_ahead(self, kind: str, token_ids: list[int]) -> None:
-        """Request rows that the next step will probably need; a request of the same kind not used is replaced."""
-        ids = np.unique(np.array(token_ids, np.int64))
-        for other in self._ahead.values():
-            ids = ids[~np.isin(ids, other.ids, assume_unique=True)]
-        stale = self._ahead.pop(kind, None)
-        if stale is not None:
-            self._source.release(stale.handle)
-        if len(ids):
-            self._ahead[kind] = self._request(ids)
-
-    def begin(self, token_ids_N: IntArray) -> StepRows:
-        """Gather a step's requests: those ahead that have some of its rows, and one for the rest."""
-        unique, inverse_N = np.unique(token_ids_N, return_inverse=True)
-        place = np.full(len(unique), -1, np.int64)
-        requests: list[_Request] = []
-        offset = 0
-        for kind, request in list(self._ahead.items()):
-            found = np.minimum(np.searchsorted(request.ids, unique), len(request.ids) - 1)
-            hit = (request.ids[found] == unique) & (place < 0)
-            if not hit.any():
-                continue
-            place[hit] = found[hit] + offset
-            requests.append(self._ahead.pop(kind))
-            offset += len(request.ids)
-        missing = place < 0
-        if missing.any():
-            requests.append(self._request(unique[missing]))
-            place[missing] = np.arange(int(missing.sum())) + offset
-        return StepRows(requests=requests, row_index_N=place[inverse_N], num_unique=len(unique))
-
     def wait(self, rows: StepRows, band: int) -> Tensor:
-        """Codes [rows, columns] of a band, in host or device memory as the source has them."""
-        parts = []
+        """The source's pool [rows, columns] of a band once the step's rows are in it, in host or device memory."""
         for request in rows.requests:
-            began = time.perf_counter()
-            codes = self._source.wait(request.handle, band)
-            request.stall_ms += (time.perf_counter() - began) * 1e3
-            parts.append(codes_tensor(codes, self._layouts[band][1]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            self._source.arrive(request.handle, band)
+        return codes_tensor(self._source.pool(band), self._layouts[band][1])
 
     def charge(self, rows: StepRows, num_tokens: int) -> MemoryCharge:
         """What a step's rows cost all its requests together; called once, before `release`."""
-        bills: list[Bill] = [request.handle.bill for request in rows.requests]
+        bills: list[MemoryBill] = [request.handle.bill for request in rows.requests]
         hits: dict[str, float] = {}
         for bill in bills:
             for tier, count in bill.hits_by_tier.items():
@@ -257,7 +132,7 @@ class RowFeed:
             hits_by_tier=hits,
             bytes_moved=sum(bill.bytes_moved for bill in bills),
             fetch_ms=max((bill.fetch_ms for bill in bills), default=0.0),
-            stall_ms=sum(request.stall_ms for request in rows.requests),
+            stall_ms=sum(bill.stall_ms for bill in bills),
         )
         for name in ("rows_needed", "rows_unique", "bytes_moved", "fetch_ms", "stall_ms"):
             setattr(self.totals, name, getattr(self.totals, name) + getattr(charge, name))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tolserve.engine.request import SamplingParams, TokenOutput
@@ -35,7 +36,7 @@ def sample(logits_BV: Tensor, sequences: tuple[Sequence, ...]) -> list[TokenOutp
     return score(logits_BV, tokens_B, [s.params.logprobs for s in sequences])
 
 
-def draw(logits_BV: Tensor, params: list[SamplingParams], uniform_B: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Tensor:
+def draw(logits_BV: Tensor, params: list[SamplingParams], uniform_B: NDArray[np.float64]) -> Tensor:
     """Token ids int64 [B] drawn by `params` with one number in [0, 1) each.
 
     Top-k comes before top-p, and top-p keeps the smallest set whose probability reaches it.

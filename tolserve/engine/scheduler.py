@@ -99,7 +99,7 @@ class Scheduler:
         return StepPlan(decodes=decodes, chunks=chunks)
 
     def upcoming(self, plan: StepPlan) -> list[int]:
-        """Token ids that the step after `plan` will probably prefill, at most one step's budget: what to fetch ahead."""
+        """Token ids that the step after `plan` will probably prefill, at most one step's budget."""
         budget = self.config.max_num_batched_tokens - len(plan.decodes)
         taken = {id(chunk.sequence): chunk.length for chunk in plan.chunks}
         decoding = {id(sequence) for sequence in plan.decodes}

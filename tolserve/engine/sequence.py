@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 
 import numpy as np
 
@@ -19,6 +18,9 @@ class Sequence:
     """
 
     __slots__ = (
+        "_bill",
+        "_hits",
+        "_random",
         "finish_reason",
         "num_computed",
         "num_prompt",
@@ -28,9 +30,6 @@ class Sequence:
         "row",
         "text",
         "tokens",
-        "_bill",
-        "_hits",
-        "_random",
     )
 
     def __init__(
@@ -46,7 +45,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.prompt_logprobs: list[TokenOutput | None] = []
         self._random: np.random.Generator | None = None
-        self._hits: Counter[str] = Counter()
+        self._hits: dict[str, float] = {}
         self._bill: MemoryCharge | None = None
 
     @property
@@ -80,7 +79,8 @@ class Sequence:
     def charge(self, added: MemoryCharge) -> None:
         """Add one step's charge."""
         before = self._bill or MemoryCharge(hits_by_tier={})
-        self._hits.update(added.hits_by_tier)  # type: ignore[arg-type]  # Counter adds floats as well
+        for tier, count in added.hits_by_tier.items():
+            self._hits[tier] = self._hits.get(tier, 0.0) + count
         self._bill = MemoryCharge(
             rows_needed=before.rows_needed + added.rows_needed,
             rows_unique=before.rows_unique + added.rows_unique,

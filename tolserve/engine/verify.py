@@ -50,7 +50,7 @@ class RowVerifier:
         layer = self._layers[self.num_checked % len(self._layers)]
         place = int(np.random.default_rng(self.num_checked).integers(len(token_ids)))
         term = self._terms.layers[layer]
-        codes = executor.receive(rows, term.band)[int(rows.row_index_N[place])].cpu().float()
+        codes = executor.collect(rows, term.band)[place].cpu().float()
         expansion = self._expansions[layer] if self._expansions else LayerExpansion()
         served_D = expansion.rows(codes[None, term.start : term.start + term.width])[0]
         expected_D = self._recompute(int(token_ids[place]), layer)

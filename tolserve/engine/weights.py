@@ -1,4 +1,4 @@
-"""A checkpoint's weights as the step uses them: fused, input dimension first, heads arranged for one-product rotation."""
+"""A checkpoint's weights as a step uses them: fused, input dimension first, heads ordered for fast rotation."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def interleave_halves(weight_ED: Tensor, head_dim: int) -> Tensor:
 
     Scores do not change, since queries and keys are reordered alike; rotation becomes one complex product.
     """
-    heads = weight_ED.unflatten(0, (-1, 2, head_dim // 2))
-    return heads.transpose(1, 2).reshape(weight_ED.shape)
+    pairs = weight_ED.view(-1, 2, head_dim // 2, weight_ED.shape[1])
+    return pairs.transpose(1, 2).reshape(weight_ED.shape)
 
 
 def load_weights(source: TensorSource, *, dtype: torch.dtype, device: torch.device) -> ModelWeights:
