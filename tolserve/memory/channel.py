@@ -1,0 +1,185 @@
+"""One connection of a client to a memory node: requests in order, answers straight into their places."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from tolserve.memory.errors import RowRequestError
+from tolserve.transport.errors import LinkError, ProtocolError, RefusedError
+from tolserve.transport.frames import (
+    RESPONSE,
+    Hello,
+    Ids32,
+    Status,
+    mask_of,
+    pack_hello,
+    pack_rows,
+    unpack_response,
+)
+from tolserve.transport.link import Address, Link, Transport
+
+_OUR_FAULT = frozenset({Status.BAD_IDS, Status.BAD_BANDS, Status.TOO_MANY_IDS})
+"""Another node of the partition would refuse these as well."""
+
+_sink = memoryview(bytearray(1 << 18))
+"""Where bytes go that nobody wants any more."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Flight:
+    """Rows asked of one partition: bands `bands` of `ids` into `regions`, one for each band.
+
+    Attributes:
+        num_done: bands received in full; a flight that is sent again asks for the others only.
+        dropped: its regions must not be written any more.
+        fault: why a node refused it for good.
+    """
+
+    partition: int
+    ids: Ids32
+    bands: tuple[int, ...]
+    regions: list[memoryview]
+    channel: Channel | None = None
+    request_id: int = 0
+    num_done: int = 0
+    dropped: bool = False
+    fault: RowRequestError | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return self.num_done == len(self.bands)
+
+
+@dataclass(kw_only=True, eq=False)
+class Channel:
+    """A link whose peer has said hello. Used by the client's thread alone.
+
+    Attributes:
+        flights: requests on the way, the one being answered first.
+        silent_since: when it was first found that nothing had come since the last bytes; None while they come.
+    """
+
+    link: Link
+    name: str
+    identity: bytes
+    flights: deque[Flight] = field(default_factory=deque)
+    silent_since: float | None = None
+    _head: bytearray = field(default_factory=lambda: bytearray(RESPONSE.size))
+    _in_head: bool = True
+    _filled: int = 0
+
+    def submit(self, flight: Flight, request_id: int) -> None:
+        """Ask for what the flight has not received.
+
+        Raises:
+            LinkError: the connection is over; the flight is not taken.
+        """
+        bands = flight.bands[flight.num_done :]
+        self.link.send(pack_rows(self.identity, request_id, mask_of(bands), flight.ids))
+        flight.request_id = request_id
+        flight.channel = self
+        self.flights.append(flight)
+
+    def pump(self, flight: Flight, num_bands: int) -> bool:
+        """Receive what is there, until `flight` has `num_bands` bands; whether anything came.
+
+        Raises:
+            LinkError, ProtocolError, RefusedError: the connection is of no more use.
+        """
+        moved = False
+        while flight.num_done < num_bands and self.flights:
+            target = self._target()
+            count = self.link.recv_into(target)
+            if count == 0:
+                break
+            moved = True
+            self._filled += count
+            self._advance()
+        if moved:
+            self.silent_since = None
+        elif self.silent_since is None:
+            self.silent_since = time.monotonic()
+        return moved
+
+    def _target(self) -> memoryview:
+        if self._in_head:
+            return memoryview(self._head)[self._filled :]
+        flight = self.flights[0]
+        region = flight.regions[flight.num_done]
+        if flight.dropped:
+            return _sink[: len(region) - self._filled]
+        return region[self._filled :] if self._filled else region
+
+    def _advance(self) -> None:
+        flight = self.flights[0]
+        if self._in_head:
+            if self._filled == RESPONSE.size:
+                self._filled = 0
+                self._open_answer(flight)
+        elif self._filled == len(flight.regions[flight.num_done]):
+            self._filled = 0
+            flight.num_done += 1
+            if flight.complete:
+                self.flights.popleft()
+                self._in_head = True
+
+    def _open_answer(self, flight: Flight) -> None:
+        header = unpack_response(self._head)
+        if header.request_id != flight.request_id:
+            raise ProtocolError(f"{self.name} answered request {header.request_id}; {flight.request_id} was next")
+        if header.status == Status.OK:
+            expected = sum(len(region) for region in flight.regions[flight.num_done :])
+            if header.length != expected:
+                raise ProtocolError(f"{self.name} sends {header.length} bytes of rows; {expected} were asked for")
+            self._in_head = False
+            return
+        message = f"{self.name}: {read_exactly(self.link, header.length, 1.0).decode(errors='replace')}"
+        if header.status not in _OUR_FAULT:
+            raise RefusedError(header.status, message)
+        flight.fault = RowRequestError(message)
+        self.flights.popleft()
+
+
+def open_channel(transport: Transport, address: Address, identity: bytes, timeout_s: float) -> tuple[Channel, Hello]:
+    """Connect and exchange hellos, so that a peer that accepts connections but does not answer is found out.
+
+    Raises:
+        LinkError, ProtocolError, RefusedError: no memory node of this table is there.
+    """
+    name = f"memory node {address[0]}:{address[1]}"
+    link = transport.connect(address, timeout_s)
+    try:
+        link.send(pack_hello(identity, 0))
+        header = unpack_response(read_exactly(link, RESPONSE.size, timeout_s))
+        if header.length > 4096:
+            raise ProtocolError(f"{name} says hello in {header.length} bytes; at most 4096 are expected")
+        payload = read_exactly(link, header.length, timeout_s)
+        if header.status != Status.OK:
+            raise RefusedError(header.status, f"{name}: {payload.decode(errors='replace')}")
+        return Channel(link=link, name=name, identity=identity), Hello.unpack(payload)
+    except BaseException:
+        link.close()
+        raise
+
+
+def read_exactly(link: Link, length: int, timeout_s: float) -> bytes:
+    """The next `length` bytes.
+
+    Raises:
+        LinkError: they did not come in time.
+    """
+    data = memoryview(bytearray(length))
+    filled = 0
+    deadline = time.monotonic() + timeout_s
+    while filled < length:
+        count = link.recv_into(data[filled:])
+        filled += count
+        if count == 0:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise LinkError(f"{filled} of {length} bytes came within {timeout_s} s")
+            link.wait_readable(left)
+    return bytes(data)

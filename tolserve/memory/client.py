@@ -1,0 +1,268 @@
+"""A fetcher over memory nodes: one request a node and fetch, and the replica's turn when a node fails.
+
+Everything but connecting happens in the caller's thread: there is no hand-over between a row and its user.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tolbuild.table.errors import ToLError
+from tolserve.memory.channel import Channel, Flight
+from tolserve.memory.errors import NodesUnavailableError
+from tolserve.memory.nodes import Addresses, Nodes
+from tolserve.memory.partition import BLOCK_ROWS
+from tolserve.memory.spec import Ids, RowSpec
+from tolserve.transport.link import Transport
+from tolserve.transport.tcp import TcpTransport
+
+_NAP_S = 5e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientConfig:
+    """When a client loses patience.
+
+    Attributes:
+        silence_s: a node from which nothing comes for so long, while rows are waited for, is ejected.
+        deadline_s: rows that no node has sent so long after they were asked for are an error.
+        connect_s: limit for connecting and for the answer to the hello.
+        probe_s: pause between attempts to reach a node that is down.
+        spin_us: how long a wait looks for bytes without sleeping.
+        first_node: which node of each partition is asked first; give clients different ones to spread them.
+
+    Raises:
+        ValueError: a time is not positive.
+    """
+
+    silence_s: float = 0.3
+    deadline_s: float = 30.0
+    connect_s: float = 1.0
+    probe_s: float = 0.2
+    spin_us: int = 200
+    first_node: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("silence_s", "deadline_s", "connect_s", "probe_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.spin_us < 0 or self.first_node < 0:
+            raise ValueError(f"spin_us {self.spin_us} and first_node {self.first_node} must not be negative")
+
+
+@dataclass(kw_only=True, eq=False)
+class RemoteFetch:
+    """Flights to the partitions that hold its ids; see `RowFetcher.fetch`."""
+
+    bands: tuple[int, ...]
+    order: Ids | None
+    flights: list[Flight]
+    deadline: float
+
+
+@dataclass(kw_only=True)
+class ClientCounters:
+    """Since the client was made."""
+
+    num_requests: int = 0
+    num_ejections: int = 0
+    num_rerouted: int = 0
+
+
+class PartitionedClient:
+    """Rows from memory nodes. One thread at a time fetches; `update_addresses` may be called by another.
+
+    Args:
+        spec: of the table whose rows are wanted; nodes that hold another are not used.
+        addresses: for each partition its nodes.
+        transport: TCP by default.
+
+    Raises:
+        ValueError: no partitions.
+    """
+
+    tier = "remote"
+
+    def __init__(
+        self,
+        spec: RowSpec,
+        addresses: Addresses,
+        config: ClientConfig | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        self.spec = spec
+        self.config = config or ClientConfig()
+        self.counters = ClientCounters()
+        self._nodes = Nodes(
+            transport or TcpTransport(),
+            spec,
+            addresses,
+            connect_s=self.config.connect_s,
+            probe_s=self.config.probe_s,
+            first=self.config.first_node,
+        )
+        self._request_ids = itertools.count(1)
+
+    @property
+    def num_connected(self) -> int:
+        """Nodes that can be asked now."""
+        return self._nodes.num_connected
+
+    def update_addresses(self, addresses: Addresses) -> None:
+        """Use these nodes from now on; those that stay keep their connections. Any thread may call this.
+
+        Raises:
+            ValueError: another number of partitions.
+        """
+        self._nodes.update(addresses)
+
+    def wait_connected(self, timeout_s: float) -> None:
+        """Return when every partition has a node.
+
+        Raises:
+            NodesUnavailableError: one has none in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        for partition in range(self._nodes.num_partitions):
+            while self._nodes.pick(partition) is None:
+                if time.monotonic() > deadline:
+                    raise self._unavailable(partition, timeout_s)
+                time.sleep(_NAP_S)
+
+    def fetch(self, ids: Ids, out: Mapping[int, memoryview]) -> RemoteFetch:
+        """See `RowFetcher.fetch`. Where no node is up the request leaves when one is, while rows are waited for."""
+        self._nodes.close_left()
+        bands = tuple(out)
+        views = [out[band] for band in bands]
+        deadline = time.monotonic() + self.config.deadline_s
+        if self._nodes.num_partitions == 1:
+            flight = Flight(partition=0, ids=ids.astype(np.uint32), bands=bands, regions=views)
+            fetch = RemoteFetch(bands=bands, order=None, flights=[flight], deadline=deadline)
+        else:
+            fetch = self._split(ids, bands, views, deadline)
+        for flight in fetch.flights:
+            self._assign(flight)
+        return fetch
+
+    def arrive(self, fetch: RemoteFetch, band: int) -> None:
+        """See `RowFetcher.arrive`.
+
+        Raises:
+            NodesUnavailableError: no node of a partition sent its rows before the deadline.
+            RowRequestError: a node refuses the request for what it asks.
+        """
+        num_bands = fetch.bands.index(band) + 1
+        waiting = fetch.flights
+        began = 0.0
+        while True:
+            moved = False
+            for flight in waiting:
+                if flight.num_done < num_bands:
+                    moved |= self._progress(flight, num_bands)
+            waiting = [flight for flight in waiting if flight.num_done < num_bands]
+            if not waiting:
+                return
+            if moved:
+                began = 0.0
+                continue
+            now = time.monotonic()
+            began = began or now
+            if now - began > self.config.spin_us * 1e-6:
+                self._pause(fetch, waiting, now)
+
+    def drop(self, fetch: RemoteFetch) -> None:
+        """See `RowFetcher.drop`: what still comes is read and thrown away."""
+        for flight in fetch.flights:
+            flight.dropped = True
+
+    def close(self) -> None:
+        """End all connections."""
+        self._nodes.close()
+
+    def _split(self, ids: Ids, bands: tuple[int, ...], views: list[memoryview], deadline: float) -> RemoteFetch:
+        """One flight a partition; its rows lie together in the destination."""
+        owner = ids // BLOCK_ROWS % self._nodes.num_partitions
+        by_owner = np.argsort(owner, kind="stable")
+        order = np.empty(len(ids), np.int64)
+        order[by_owner] = np.arange(len(ids))
+        ids32 = ids[by_owner].astype(np.uint32)
+        ends = np.cumsum(np.bincount(owner, minlength=self._nodes.num_partitions)).tolist()
+        row_bytes = [self.spec.bands[band].row_bytes for band in bands]
+        flights = []
+        for partition, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
+            if stop > start:
+                regions = [view[start * size : stop * size] for view, size in zip(views, row_bytes, strict=True)]
+                flights.append(Flight(partition=partition, ids=ids32[start:stop], bands=bands, regions=regions))
+        return RemoteFetch(bands=bands, order=order, flights=flights, deadline=deadline)
+
+    def _assign(self, flight: Flight) -> bool:
+        """Ask a node that is up; False where none is."""
+        while True:
+            node = self._nodes.pick(flight.partition)
+            if node is None or node.channel is None:
+                return False
+            try:
+                node.channel.submit(flight, next(self._request_ids))
+            except ToLError as error:
+                self._eject(node.channel, str(error))
+                continue
+            self.counters.num_requests += 1
+            return True
+
+    def _progress(self, flight: Flight, num_bands: int) -> bool:
+        """Receive for a flight or find it a node; whether anything moved."""
+        if flight.fault is not None:
+            raise flight.fault
+        channel = flight.channel
+        if channel is None:
+            return self._assign(flight)
+        try:
+            if channel.pump(flight, num_bands):
+                return True
+        except ToLError as error:
+            self._eject(channel, str(error))
+            return True
+        silent_since = channel.silent_since
+        if silent_since is not None and time.monotonic() - silent_since > self.config.silence_s:
+            self._eject(channel, f"nothing came for {self.config.silence_s} s")
+            return True
+        return False
+
+    def _eject(self, channel: Channel, fault: str) -> None:
+        """Give up a node and ask others for what it was asked; flights for which none is up wait unassigned."""
+        node = self._nodes.owner(channel)
+        if node is None:
+            channel.link.close()
+        else:
+            node.eject(fault)
+        self.counters.num_ejections += 1
+        flights = [flight for flight in channel.flights if not flight.dropped]
+        channel.flights.clear()
+        for flight in flights:
+            flight.channel = None
+        for flight in flights:
+            self.counters.num_rerouted += 1
+            self._assign(flight)
+
+    def _pause(self, fetch: RemoteFetch, waiting: list[Flight], now: float) -> None:
+        if now > fetch.deadline:
+            raise self._unavailable(waiting[0].partition, self.config.deadline_s)
+        channel = waiting[0].channel
+        if channel is None or len(waiting) > 1:
+            time.sleep(_NAP_S)
+        else:
+            try:
+                channel.link.wait_readable(min(0.05, self.config.silence_s))
+            except ToLError as error:
+                self._eject(channel, str(error))
+
+    def _unavailable(self, partition: int, after_s: float) -> NodesUnavailableError:
+        return NodesUnavailableError(
+            f"no memory node of partition {partition}/{self._nodes.num_partitions} sent its rows within {after_s} s "
+            f"({self._nodes.faults(partition)}); start one, or try again"
+        )

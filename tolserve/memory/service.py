@@ -1,0 +1,106 @@
+"""What a memory node answers: it checks a request against its store and gathers the rows, a buffer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolserve.memory.spec import Ids, Rows
+from tolserve.memory.store import RowStore
+from tolserve.transport.errors import RefusedError
+from tolserve.transport.frames import Hello, Ids32, RequestHeader, Status, bands_of
+from tolserve.transport.session import Answer
+
+DEFAULT_MAX_IDS = 16384
+_PIECE_BYTES = 256 << 10
+"""Gathered before it is sent: small enough to be read again from a core's own cache by the system's copy."""
+
+
+class RowService:
+    """A `Responder` over a store; used by one thread. Every answer on its way has one of a few reused buffers."""
+
+    def __init__(self, store: RowStore, *, max_ids: int = DEFAULT_MAX_IDS) -> None:
+        self.max_ids = max_ids
+        self._store = store
+        self._spec = store.spec
+        self._num_bands = len(store.spec.bands)
+        self._buffer_bytes = max(_PIECE_BYTES, max(band.row_bytes for band in self._spec.bands))
+        self._free: list[Rows] = []
+
+    def hello(self, identity: bytes) -> Hello:
+        """See `Responder.hello`."""
+        self._check_identity(identity)
+        return Hello(
+            partition=self._store.partition.index,
+            num_partitions=self._store.partition.count,
+            vocab_size=self._spec.vocab_size,
+            max_ids=self.max_ids,
+            row_bytes=tuple(band.row_bytes for band in self._spec.bands),
+        )
+
+    def rows(self, header: RequestHeader, ids: Ids32) -> Answer:
+        """See `Responder.rows`."""
+        self._check_identity(header.identity)
+        mask = header.band_mask
+        if mask == 0 or mask >> self._num_bands:
+            raise RefusedError(
+                Status.BAD_BANDS, f"band mask {mask:#x} of a table that has bands 0 to {self._num_bands - 1}"
+            )
+        own = ids.astype(np.int64)
+        self._check_ids(own)
+        bands = bands_of(mask)
+        length = len(own) * sum(self._spec.bands[band].row_bytes for band in bands)
+        return Answer(length=length, pieces=self._pieces(self._store.locate(own), bands))
+
+    def _pieces(self, places: NDArray[np.int64], bands: tuple[int, ...]) -> Iterator[memoryview]:
+        buffer = self._free.pop() if self._free else np.empty(self._buffer_bytes, np.uint8)
+        try:
+            yield from self._gather(places, bands, buffer)
+        finally:
+            self._free.append(buffer)
+
+    def _gather(self, places: NDArray[np.int64], bands: tuple[int, ...], buffer: Rows) -> Iterator[memoryview]:
+        """Rows band by band; what fits into the buffer together is sent together."""
+        view = memoryview(buffer)
+        filled = 0
+        for band in bands:
+            row_bytes = self._spec.bands[band].row_bytes
+            done = 0
+            while done < len(places):
+                room = (len(buffer) - filled) // row_bytes
+                if room == 0:
+                    yield view[:filled]
+                    filled = 0
+                    continue
+                part = places[done : done + room]
+                size = len(part) * row_bytes
+                self._store.gather(part, band, buffer[filled : filled + size].reshape(len(part), row_bytes))
+                filled += size
+                done += len(part)
+        if filled:
+            yield view[:filled]
+
+    def _check_identity(self, identity: bytes) -> None:
+        if identity != self._spec.identity:
+            raise RefusedError(
+                Status.WRONG_IDENTITY,
+                f"this node holds table version {self._spec.identity.hex()}; the request is for {identity.hex()}",
+            )
+
+    def _check_ids(self, ids: Ids) -> None:
+        if len(ids) == 0:
+            return
+        if int(ids.max()) >= self._spec.vocab_size:
+            raise RefusedError(
+                Status.BAD_IDS, f"token id {ids.max()} is outside the vocabulary of {self._spec.vocab_size}"
+            )
+        partition = self._store.partition
+        if partition.count > 1:
+            own = partition.owns(ids)
+            if not own.all():
+                raise RefusedError(
+                    Status.BAD_IDS,
+                    f"token id {ids[~own][0]} is not in partition {partition.index}/{partition.count} of this node",
+                )

@@ -1,0 +1,93 @@
+"""The two interfaces of the row path.
+
+A `RowSource` is what an engine asks for rows. Its rows lie in one pool a band, at addresses that do not change: a
+handle says where in the pools its rows are (`index`), so that rows that are there already are never copied on the way.
+
+A `RowFetcher` brings rows into memory that it is given: a table reader, a client of memory nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from tolserve.memory.bill import MemoryBill
+from tolserve.memory.spec import Ids, RowSpec
+
+
+class Handle(Protocol):
+    """One request for rows, from `start` to `release`."""
+
+    bill: MemoryBill
+
+    @property
+    def index(self) -> Ids:
+        """[ids]: the row of `token_ids[i]` is `pool(band)[index[i]]`, in every band asked for."""
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """Where the rows of steps come from. One thread at a time uses it."""
+
+    @property
+    def spec(self) -> RowSpec:
+        """What the rows look like."""
+
+    def start(self, token_ids: Ids, *, bands: tuple[int, ...] | None = None) -> Any:
+        """Ask for the rows of distinct ids (int64), in all bands or those named; returns a `Handle` at once.
+
+        Raises:
+            ValueError: an id or a band that the table does not have, or more ids than the source ever stages.
+            StagingFullError: the staging budget is taken.
+        """
+
+    def arrive(self, handle: Any, band: int) -> None:
+        """Return when the rows of `band` are in the pool.
+
+        Raises:
+            NodesUnavailableError: they did not come before the deadline.
+        """
+
+    def pool(self, band: int) -> Any:
+        """All rows of `band` that are here, uint8 [rows, row_bytes]: NumPy on a host, a tensor on a device."""
+
+    def wait(self, handle: Any, band: int) -> Any:
+        """`arrive`, then the handle's rows in the order of its ids, uint8 [ids, row_bytes], valid until `release`."""
+
+    def release(self, handle: Any) -> None:
+        """The rows are no longer read; a request that has not arrived is given up."""
+
+    def close(self) -> None:
+        """Give back connections and memory."""
+
+
+class RowFetcher(Protocol):
+    """Brings rows into given memory. One thread at a time uses it."""
+
+    @property
+    def spec(self) -> RowSpec:
+        """What the rows look like."""
+
+    @property
+    def tier(self) -> str:
+        """The name of this tier in a `MemoryBill`."""
+
+    def fetch(self, ids: Ids, out: Mapping[int, memoryview]) -> Any:
+        """Ask for the rows of `ids` in the bands of `out`; returns at once.
+
+        Args:
+            out: for each band, in layer order, contiguous bytes for len(ids) rows. They are written until the fetch
+                has arrived or is dropped.
+
+        Returns:
+            A fetch whose `order` is int64 [ids], the place in `out` of each id's row, or None for the order given.
+        """
+
+    def arrive(self, fetch: Any, band: int) -> None:
+        """Return when the rows of `band` are there; see `RowSource.arrive`."""
+
+    def drop(self, fetch: Any) -> None:
+        """The memory given is not written from now on, whether all has arrived or not."""
+
+    def close(self) -> None:
+        """Give back connections."""

@@ -1,0 +1,225 @@
+"""The row protocol on a TCP port: one thread, any number of clients, no thread hand-over between a request and its rows."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import threading
+import time
+from dataclasses import dataclass
+
+from tolserve.transport.link import Address
+from tolserve.transport.session import Responder, Session
+from tolserve.transport.tcp import tune
+
+_log = logging.getLogger(__name__)
+
+_TURN_BYTES = 2 << 20
+"""Sent to one client before the others have their turn."""
+_TICK_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """How a row server treats its clients.
+
+    Attributes:
+        host, port: where it listens; port 0 takes a free one.
+        max_clients: further connections are closed at once.
+        stuck_s: a client that takes no data for so long is dropped.
+        spin_us: the thread looks for the next request without sleeping for so long after the last one, which saves the
+            time that the system takes to wake it.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    max_clients: int = 512
+    stuck_s: float = 30.0
+    spin_us: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"port is {self.port}; it must be in [0, 65535]")
+        if self.max_clients < 1 or self.stuck_s <= 0 or self.spin_us < 0:
+            raise ValueError(
+                f"max_clients {self.max_clients} and stuck_s {self.stuck_s} must be positive, spin_us {self.spin_us} not negative"
+            )
+
+
+class _Client:
+    """One connection: what is to be sent, and when it last moved."""
+
+    def __init__(self, sock: socket.socket, session: Session) -> None:
+        self.sock = sock
+        self.session = session
+        self.pending: list[bytes | memoryview] = []
+        self.events = selectors.EVENT_READ
+        self.lingering = False
+        self.moved_at = time.monotonic()
+
+    def turn(self) -> bool:
+        """Receive, answer and send as far as it goes without waiting; whether more can be done at once.
+
+        Raises:
+            OSError: the connection is over.
+        """
+        budget = _TURN_BYTES
+        while budget > 0:
+            if not self.pending:
+                self.pending = self.session.piece()
+            if self.pending:
+                sent = self._send()
+                if sent == 0:
+                    return False
+                budget -= sent
+            elif not self._receive():
+                return False
+        return True
+
+    def _send(self) -> int:
+        try:
+            sent = self.sock.sendmsg(self.pending)
+        except BlockingIOError:
+            self.events = selectors.EVENT_WRITE
+            return 0
+        left = sent
+        while self.pending and left >= len(self.pending[0]):
+            left -= len(self.pending.pop(0))
+        if left:
+            self.pending[0] = memoryview(self.pending[0])[left:]
+        self.events = selectors.EVENT_READ
+        return sent
+
+    def _receive(self) -> bool:
+        if self.session.closing and not self.lingering:
+            self.lingering = True
+            self.sock.shutdown(socket.SHUT_WR)
+        try:
+            if self.lingering:
+                count = len(self.sock.recv(65536))
+            else:
+                count = self.sock.recv_into(self.session.inbox())
+        except BlockingIOError:
+            return False
+        if count == 0:
+            raise ConnectionResetError("closed by the client")
+        if not self.lingering:
+            self.session.received(count)
+        return True
+
+
+class RowServer:
+    """Serves `responder` until `stop`. `start` runs it in a thread of its own, `run` in the caller's.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    def __init__(self, responder: Responder, config: ServerConfig | None = None) -> None:
+        self.config = config or ServerConfig()
+        self._responder = responder
+        family = socket.AF_INET6 if ":" in self.config.host else socket.AF_INET
+        self._listener = socket.create_server((self.config.host, self.config.port), family=family, backlog=128)
+        self._listener.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._wake_end = socket.socketpair()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._wake_end, selectors.EVENT_READ)
+        self._clients: dict[int, _Client] = {}
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    @property
+    def address(self) -> Address:
+        """Where clients connect to."""
+        host, port = self._listener.getsockname()[:2]
+        return host, port
+
+    @property
+    def num_clients(self) -> int:
+        """Connections open now."""
+        return len(self._clients)
+
+    def start(self) -> None:
+        """Serve in a thread."""
+        self._thread = threading.Thread(target=self.run, name="row-server", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End every connection and the thread; stopping twice changes nothing."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._wake.send(b"x")
+        if self._thread is not None:
+            self._thread.join()
+
+    def run(self) -> None:
+        """Serve until `stop`."""
+        spin_s = self.config.spin_us * 1e-6
+        active_at = next_check = 0.0
+        ready: list[_Client] = []
+        while not self._stopping:
+            now = time.monotonic()
+            wait = 0.0 if ready or now - active_at < spin_s else _TICK_S
+            served, ready = ready, []
+            for key, _ in self._selector.select(wait):
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif isinstance(key.data, _Client) and key.data not in served:
+                    served.append(key.data)
+            for client in served:
+                if self._turn(client):
+                    ready.append(client)
+            if served:
+                active_at = time.monotonic()
+            if now >= next_check:
+                self._drop_stuck(now)
+                next_check = now + _TICK_S
+        self._close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            sock, peer = self._listener.accept()
+            if len(self._clients) >= self.config.max_clients:
+                _log.warning("client %s is turned away: %d are connected", peer, len(self._clients))
+                sock.close()
+                return
+            sock.setblocking(False)
+            tune(sock)
+            client = _Client(sock, Session(self._responder))
+            self._clients[sock.fileno()] = client
+            self._selector.register(sock, selectors.EVENT_READ, client)
+
+    def _turn(self, client: _Client) -> bool:
+        before = client.events
+        try:
+            more = client.turn()
+        except OSError:
+            self._drop(client)
+            return False
+        client.moved_at = time.monotonic()
+        if client.events != before:
+            self._selector.modify(client.sock, client.events, client)
+        return more
+
+    def _drop(self, client: _Client) -> None:
+        self._clients.pop(client.sock.fileno(), None)
+        with contextlib.suppress(KeyError, ValueError):
+            self._selector.unregister(client.sock)
+        client.sock.close()
+
+    def _drop_stuck(self, now: float) -> None:
+        for client in list(self._clients.values()):
+            limit = 2.0 if client.lingering else self.config.stuck_s
+            if (client.pending or client.lingering) and now - client.moved_at > limit:
+                self._drop(client)
+
+    def _close(self) -> None:
+        for client in list(self._clients.values()):
+            self._drop(client)
+        self._selector.close()
+        for sock in (self._listener, self._wake, self._wake_end):
+            sock.close()
