@@ -71,7 +71,7 @@ def dense_rows(model: MemoryLLM) -> Tensor:
 def local_source(model: MemoryLLM) -> LocalRows:
     """All rows of `model` in this process."""
     rows_VLD = dense_rows(model)
-    return LocalRows(
+    return LocalRows.computed(
         lambda layer: rows_VLD[:, layer],
         vocab_size=VOCAB_SIZE,
         num_layers=NUM_LAYERS,
@@ -94,7 +94,7 @@ class StagedHandle:
 class StagedRows:
     """A source as a networked one behaves: rows lie nowhere before `arrive`, and are gone after `release`.
 
-    `codes` are typed arrays [V, columns] by band; `log` has what was asked for. With `fail` set every arrival raises it.
+    `codes` are typed arrays [V, columns] by band; `log` has what was asked for. While `fail` is set arrivals raise it.
     """
 
     def __init__(self, codes: list[np.ndarray[Any, Any]], layers_per_band: int, ranks: list[int]) -> None:

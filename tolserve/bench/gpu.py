@@ -1,197 +1,160 @@
 """`bench gpu`: the real engine at the 1B shape, random weights, bf16: base against memory with rows in three places.
 
-Rows lie on the device (every band pinned), in this host's memory, or in another process behind TCP. Reported: ms a
-token step at each batch size and device GB. Without a GPU the same code runs at a small shape in fp32, as a rehearsal:
-its figures mean nothing and `rehearsal` says so.
+Rows lie on the device (every band pinned), in this host's memory, or in another process behind TCP. Reported: ms a decode
+step at each batch size, its ratio to base by round, and device GB. Without a GPU the same code runs at a small shape in
+fp32, as a rehearsal: its figures mean nothing, and `rehearsal` says so.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from tolserve.bench.row_process import random_rows, row_process
-from torch import Tensor
 
 from tolbuild.config import ModelConfig
+from tolserve.bench.random_weights import RandomWeights
 from tolserve.bench.report import alternate, estimate
+from tolserve.bench.row_process import random_store, remote_rows
 from tolserve.engine.build import make_engine
 from tolserve.engine.config import EngineConfig
 from tolserve.engine.engine import Engine
+from tolserve.engine.local_rows import LocalRows
 from tolserve.engine.request import SamplingParams
-from tolserve.engine.rows import Source
+from tolserve.memory.source import RowSource
+from tolserve.memory.spec import RowSpec
 
 PROMPT_LENGTH = 128
+LAYERS_PER_BAND = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Shape and regime of one run."""
+    """Shape and regime of one run; `base` is the dense model of the same size."""
 
-    shape: ModelConfig
+    base: ModelConfig
     engine: EngineConfig
     batches: tuple[int, ...]
     num_steps: int
     rounds: int
     limit_s: float
 
+    @property
+    def memory(self) -> ModelConfig:
+        """The memory model of the same shape."""
+        derived = {"kind": "memory", "context_intermediate_size": 0, "memory_intermediate_size": 0}
+        return ModelConfig.from_dict(self.base.to_dict() | derived)
+
+    @property
+    def rows(self) -> RowSpec:
+        """Full rows of the memory model in the type that it computes with."""
+        return RowSpec.uniform(
+            num_layers=self.base.num_hidden_layers,
+            layers_per_band=LAYERS_PER_BAND,
+            rank=self.base.hidden_size,
+            dtype=self.engine.dtype,
+            vocab_size=self.base.vocab_size,
+        )
+
 
 def setting(*, quick: bool) -> Setting:
     """The paper's 1B shape where there is a GPU, a toy one elsewhere."""
-    if torch.cuda.is_available():
-        shape = ModelConfig(
+    if not torch.cuda.is_available():
+        base = ModelConfig(
             kind="base",
-            vocab_size=128_256,
-            hidden_size=2048,
-            num_hidden_layers=24,
-            num_attention_heads=32,
-            intermediate_size=5464,
+            vocab_size=512,
+            hidden_size=64,
+            num_hidden_layers=8,
+            num_attention_heads=4,
+            intermediate_size=160,
         )
-        config = EngineConfig(num_blocks=1024, max_model_len=1024, dtype="bfloat16", device="cuda")
-        batches, num_steps = ((1, 8), 32) if quick else ((1, 8, 64), 128)
-        return Setting(
-            shape=shape,
-            engine=config,
-            batches=batches,
-            num_steps=num_steps,
-            rounds=2 if quick else 5,
-            limit_s=5 if quick else 60,
-        )
-    shape = ModelConfig(
+        config = EngineConfig(num_blocks=256, max_model_len=512)
+        return Setting(base=base, engine=config, batches=(1, 4), num_steps=8, rounds=3, limit_s=10)
+    base = ModelConfig(
         kind="base",
-        vocab_size=512,
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=160,
+        vocab_size=128_256,
+        hidden_size=2048,
+        num_hidden_layers=24,
+        num_attention_heads=32,
+        intermediate_size=5464,
     )
-    return Setting(
-        shape=shape,
-        engine=EngineConfig(num_blocks=256, max_model_len=256, max_num_seqs=8),
-        batches=(1, 4),
-        num_steps=8,
-        rounds=2,
-        limit_s=5,
-    )
-
-
-class RandomWeights:
-    """A checkpoint of random weights of any shape, drawn where they are used."""
-
-    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: str) -> None:
-        self.config = config
-        self._dtype = dtype
-        self._device = device
-
-    def tensor(self, name: str) -> Tensor:
-        """N(0, initializer_range), ones for norms."""
-        shape = self._shape(name)
-        if len(shape) == 1:
-            return torch.ones(shape, dtype=self._dtype, device=self._device)
-        weight = torch.empty(shape, dtype=self._dtype, device=self._device)
-        return weight.normal_(std=self.config.initializer_range)
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        config = self.config
-        width, head_dim = config.hidden_size, config.head_dim
-        part = name.split(".")[-2]
-        shapes: dict[str, tuple[int, ...]] = {
-            "embed_tokens": (config.vocab_size, width),
-            "q_proj": (config.num_attention_heads * head_dim, width),
-            "k_proj": (config.num_key_value_heads * head_dim, width),
-            "v_proj": (config.num_key_value_heads * head_dim, width),
-            "o_proj": (width, config.num_attention_heads * head_dim),
-            "gate_proj": (config.context_intermediate_size, width),
-            "up_proj": (config.context_intermediate_size, width),
-            "down_proj": (width, config.context_intermediate_size),
-        }
-        return shapes.get(part, (width,))
+    config = EngineConfig(num_blocks=1024, max_model_len=512, dtype="bfloat16", device="cuda")
+    if quick:
+        return Setting(base=base, engine=config, batches=(8,), num_steps=32, rounds=3, limit_s=4)
+    return Setting(base=base, engine=config, batches=(1, 8, 64), num_steps=128, rounds=30, limit_s=60)
 
 
 def run(*, quick: bool) -> dict[str, Any]:
-    """Figures of every contestant at every batch size; contestants are built one after the other within a round."""
+    """Figures of every contestant at every batch size."""
     chosen = setting(quick=quick)
-    memory = ModelConfig.from_dict(
-        chosen.shape.to_dict() | {"kind": "memory", "context_intermediate_size": 0, "memory_intermediate_size": 0}
-    )
-    rows = random_rows(memory, chosen.engine.torch_dtype)
+    spec = chosen.rows
+    store = random_store(spec)
+    host = LocalRows(spec, [rows[: spec.vocab_size] for rows in store.bands])
     results: dict[str, Any] = {}
-    with row_process(memory, chosen.engine.torch_dtype) as remote:
-        engines: dict[str, tuple[ModelConfig, EngineConfig, Source | None]] = {
-            "base": (chosen.shape, chosen.engine, None),
-            "memory, rows on the device": (memory, _pinned(chosen.engine, rows), rows),
-            "memory, rows in host memory": (memory, chosen.engine, rows),
-            "memory, rows over TCP": (memory, chosen.engine, remote),
-        }
+    with remote_rows(spec, num_staging=4 * chosen.engine.max_num_batched_tokens) as remote:
+        pinned = replace(chosen.engine, pinned_bands=len(spec.bands))
         for batch in chosen.batches:
-            results[f"b{batch}"] = _measure(engines, chosen, batch)
+            contestants: dict[str, tuple[ModelConfig, EngineConfig, RowSource | None]] = {
+                "base": (chosen.base, chosen.engine, None),
+                "memory, rows on the device": (chosen.memory, pinned, host),
+                "memory, rows in host memory": (chosen.memory, chosen.engine, host),
+                "memory, rows over TCP": (chosen.memory, chosen.engine, remote),
+            }
+            results[f"b{batch}"] = _measure(contestants, chosen, batch)
             print(f"b{batch}: {results[f'b{batch}']}", flush=True)
     return {"gpu": results, "rehearsal": not torch.cuda.is_available()}
 
 
-def _pinned(config: EngineConfig, rows: Source) -> EngineConfig:
-    return replace(config, pinned_bands=len(rows.spec.bands))
-
-
 def _measure(
-    engines: dict[str, tuple[ModelConfig, EngineConfig, Source | None]], chosen: Setting, batch: int
+    contestants: dict[str, tuple[ModelConfig, EngineConfig, RowSource | None]], chosen: Setting, batch: int
 ) -> dict[str, Any]:
-    base = chosen.engine
-    built: dict[str, Engine] = {}
-    memory_gb: dict[str, float] = {}
-    for name, (shape, config, source) in engines.items():
-        with _device_gb(config.device) as grown:
-            weights = RandomWeights(shape, config.torch_dtype, config.device)
-            built[name] = make_engine(weights, replace(config, max_num_seqs=max(batch, 1)), source=source)
-        memory_gb[name] = grown[0]
-        step_ms(built[name], batch, 4)
-    figures = alternate(
-        {name: lambda engine=engine: step_ms(engine, batch, chosen.num_steps) for name, engine in built.items()},
-        rounds=chosen.rounds,
-        limit_s=chosen.limit_s,
-    )
-    for engine in built.values():
+    measured: dict[str, Callable[[], float]] = {}
+    device_gb: dict[str, float | None] = {}
+    engines: list[Engine] = []
+    for name, (shape, config, source) in contestants.items():
+        before = _allocated()
+        weights = RandomWeights(shape, dtype=config.torch_dtype, device=config.device)
+        engine = make_engine(weights, replace(config, max_num_seqs=batch), source=source)
+        device_gb[name] = round((_allocated() - before) / 1e9, 3) if config.device == "cuda" else None
+        engines.append(engine)
+        measured[name] = partial(step_ms, engine, batch, chosen.num_steps)
+        step_ms(engine, batch, 4)
+    figures = alternate(measured, rounds=chosen.rounds, limit_s=chosen.limit_s)
+    for engine in engines:
         engine.close()
-    ratios = {
-        name: estimate([own / dense for own, dense in zip(values, figures["base"], strict=True)]).to_dict()
-        for name, values in figures.items()
-    }
     return {
         name: {
-            "ms_per_token": estimate(values).to_dict(),
-            "of_base": ratios[name],
-            "device_gb": round(memory_gb[name], 3) if base.device == "cuda" else None,
+            "step_ms": estimate(values).to_dict(),
+            "of_base": estimate([own / dense for own, dense in zip(values, figures["base"], strict=True)]).to_dict(),
+            "device_gb": device_gb[name],
         }
         for name, values in figures.items()
     }
 
 
-@contextmanager
-def _device_gb(device: str) -> Iterator[list[float]]:
-    """What the device's memory in use grows by inside, GB; 0 on a CPU."""
-    grown = [0.0]
-    before = torch.cuda.memory_allocated() if device == "cuda" else 0
-    yield grown
-    if device == "cuda":
-        torch.cuda.synchronize()
-        grown[0] = (torch.cuda.memory_allocated() - before) / 1e9
+def _allocated() -> int:
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
 def step_ms(engine: Engine, batch: int, num_steps: int) -> float:
-    """Milliseconds of one decode step (one token of each of `batch` sequences), prompts apart."""
+    """Mean milliseconds of one decode step of `batch` sequences (one token of each), prompts apart."""
     vocab_size = engine.model.config.vocab_size
-    for index in range(batch):
+    chunked = -(-batch * PROMPT_LENGTH // engine.config.max_num_batched_tokens)
+    params = SamplingParams(max_tokens=num_steps + chunked + 1, temperature=0.0, ignore_eos=True)
+    names = [str(index) for index in range(batch)]
+    for index, name in enumerate(names):
         prompt = [(index * 7919 + place * 104_729) % vocab_size for place in range(PROMPT_LENGTH)]
-        params = SamplingParams(max_tokens=num_steps + 1, temperature=0.0, ignore_eos=True)
-        engine.add_request(str(index), prompt, params)
-    while engine.stats()["num_waiting"] or any(not s for s in [engine.step()]):
-        engine.step()
+        engine.add_request(name, prompt, params)
+    started: set[str] = set()
+    while len(started) < batch:
+        started |= {output.request_id for output in engine.step()}
     began = time.perf_counter()
-    done = 0
-    while engine.has_work():
-        done += bool(engine.step())
-    return (time.perf_counter() - began) * 1e3 / max(done, 1)
+    for _ in range(num_steps):
+        engine.step()
+    elapsed_s = time.perf_counter() - began
+    for name in names:
+        engine.cancel(name)
+    return elapsed_s * 1e3 / num_steps

@@ -21,9 +21,9 @@ from tolserve.engine.rows import RowFeed, codes_tensor
 from tolserve.engine.verify import RecomputeRow, RowVerifier
 from tolserve.engine.weights import ModelWeights, TensorSource, load_weights
 from tolserve.memory.source import RowSource
-from tolserve.memory.spec import BandSpec
+from tolserve.memory.spec import BandSpec, RowSpec
 
-_PIN_ROWS = 4096
+_PIN_ROWS = 1024
 """Rows requested at once while pinned bands are loaded."""
 
 
@@ -105,6 +105,16 @@ def load_pinned(source: RowSource, bands: tuple[BandSpec, ...], device: torch.de
                 parts[band.index].append(codes.to(device, copy=True))
             source.release(handle)
     return {index: torch.cat(pieces) for index, pieces in parts.items()}
+
+
+def requested_bands(spec: RowSpec, config: EngineConfig) -> tuple[int, ...]:
+    """Bands that an engine of `config` asks a source of `spec` for: what a cache in front of it should hold."""
+    return tuple(
+        band.index
+        for band in spec.bands[config.pinned_bands :]
+        if config.alpha
+        and any(rank and layer not in config.drop_layers for layer, rank in zip(band.layers, band.ranks, strict=True))
+    )
 
 
 def _check_fit(shape: ModelConfig, config: EngineConfig, source: RowSource | None) -> None:

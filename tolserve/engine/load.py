@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from tolbuild.checkpoint import Checkpoint, open_checkpoint
-from tolbuild.rows import chunk_rows, compute_rows, ffn_rows
+from tolbuild.rows import MAX_CHUNK_ROWS, compute_rows, ffn_rows
 from torch import Tensor
 
 from tolbuild.table import Credentials, Table
@@ -65,10 +65,9 @@ def local_rows(checkpoint: Checkpoint) -> LocalRows:
     embedding_VD = checkpoint.embedding_rows(0, shape.vocab_size)
 
     def rows_of(layer: int) -> Tensor:
-        rows_VD: Tensor = compute_rows(embedding_VD, checkpoint.memory_ffn(layer), chunk=chunk_rows(shape.vocab_size))
-        return rows_VD
+        return compute_rows(embedding_VD, checkpoint.memory_ffn(layer), chunk=MAX_CHUNK_ROWS)
 
-    return LocalRows(
+    return LocalRows.computed(
         rows_of,
         vocab_size=shape.vocab_size,
         num_layers=shape.num_hidden_layers,

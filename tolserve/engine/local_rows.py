@@ -1,4 +1,4 @@
-"""Rows of every token in this process, in full and as fp32: the source that serves a model without a table."""
+"""Rows of every token in this process: the source that serves a model without a table."""
 
 from __future__ import annotations
 
@@ -22,23 +22,27 @@ class LocalHandle:
 
 
 class LocalRows:
-    """A `RowSource` with all rows in host memory: V * L * D * 4 bytes, computed once when made.
+    """A `RowSource` whose pools hold every token's row: `pools[i]` is band i, uint8 [V, row_bytes]."""
 
-    `rows_of(layer)` gives fp32 rows [V, D] of one layer.
-    """
+    def __init__(self, spec: RowSpec, pools: list[Rows]) -> None:
+        self.spec = spec
+        self._pools = pools
 
-    def __init__(
-        self, rows_of: Callable[[int], Tensor], *, vocab_size: int, num_layers: int, width: int, layers_per_band: int
-    ) -> None:
-        self.spec = RowSpec.uniform(
+    @classmethod
+    def computed(
+        cls, rows_of: Callable[[int], Tensor], *, vocab_size: int, num_layers: int, width: int, layers_per_band: int
+    ) -> LocalRows:
+        """Full fp32 rows, V * L * D * 4 bytes; `rows_of(layer)` gives a layer's [V, D]."""
+        spec = RowSpec.uniform(
             num_layers=num_layers, layers_per_band=layers_per_band, rank=width, dtype="float32", vocab_size=vocab_size
         )
-        self._pools: list[Rows] = []
-        for band in self.spec.bands:
+        pools: list[Rows] = []
+        for band in spec.bands:
             pool = torch.empty(vocab_size, width * len(band.layers))
             for place, layer in enumerate(band.layers):
                 pool[:, place * width : (place + 1) * width] = rows_of(layer)
-            self._pools.append(pool.view(torch.uint8).numpy())
+            pools.append(pool.view(torch.uint8).numpy())
+        return cls(spec, pools)
 
     def start(self, token_ids: Ids, *, bands: tuple[int, ...] | None = None) -> LocalHandle:
         """Nothing to request: the rows are here, whichever `bands` are wanted."""
