@@ -1,0 +1,165 @@
+"""The replica's end of the link: takes submissions from gateways, gives each its outputs step by step."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections import defaultdict
+from typing import Any
+
+from tolserve.async_engine import EngineThread, StepEngine
+from tolserve.engine.request import RequestOutput
+from tolserve.link.protocol import (
+    LENGTH,
+    LinkError,
+    decode,
+    encode,
+    frame_length,
+    merged,
+    output_to_wire,
+    params_from_wire,
+)
+
+_log = logging.getLogger(__name__)
+
+SEND_TIMEOUT_S = 2.0
+"""How long a gateway may leave its socket full before it is dropped: the engine does not wait longer for one."""
+
+STATS_PERIOD_S = 0.5
+
+
+class _Gateway:
+    """One connected gateway: its socket and what it has open."""
+
+    def __init__(self, sock: socket.socket, number: int) -> None:
+        self.sock = sock
+        self.number = number
+        self.collected: dict[str, list[RequestOutput]] = {}
+        self._lock = threading.Lock()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        timeout = int(SEND_TIMEOUT_S).to_bytes(8, "little") + (0).to_bytes(8, "little")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+
+    def send(self, frame: bytes) -> None:
+        """Send a whole frame; a gateway that does not read is cut off."""
+        with self._lock:
+            try:
+                self.sock.sendall(frame)
+            except OSError as error:
+                _log.warning("gateway %d is dropped: %s", self.number, error)
+                self.close()
+
+    def close(self) -> None:
+        """Cut the connection; its reader then ends."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+
+class LinkServer:
+    """Serves an engine to gateways on a TCP port; a gateway that goes away has its requests cancelled.
+
+    Attributes:
+        address: (host, port) that it listens on.
+    """
+
+    def __init__(self, engine: StepEngine, *, host: str, port: int = 0, hello: dict[str, Any]) -> None:
+        self._hello = encode({"hello": hello})
+        self._gateways: dict[int, _Gateway] = {}
+        self._thread = EngineThread(engine, self._deliver)
+        self._listener = socket.create_server((host, port))
+        self.address: tuple[str, int] = self._listener.getsockname()[:2]
+        self._stopped = threading.Event()
+        for target in (self._accept, self._send_stats):
+            threading.Thread(target=target, name=f"link{target.__name__}", daemon=True).start()
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the engine does not run any more; None while it does."""
+        return self._thread.failure
+
+    def stop(self) -> None:
+        """Close every connection and end the engine's thread."""
+        self._stopped.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for gateway in list(self._gateways.values()):
+            gateway.close()
+        self._thread.stop()
+
+    def _accept(self) -> None:
+        number = 0
+        while not self._stopped.is_set():
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            number += 1
+            gateway = _Gateway(sock, number)
+            self._gateways[number] = gateway
+            threading.Thread(target=self._read, args=(gateway,), name=f"link-{number}", daemon=True).start()
+
+    def _read(self, gateway: _Gateway) -> None:
+        """Read one gateway's messages until it goes away, then cancel what it had open."""
+        opened: set[str] = set()
+        try:
+            gateway.send(self._hello)
+            with gateway.sock.makefile("rb", buffering=1 << 16) as stream:
+                while header := stream.read(LENGTH.size):
+                    if len(header) < LENGTH.size:
+                        break
+                    self._handle(gateway, decode(stream.read(frame_length(header))), opened)
+        except (OSError, LinkError, RuntimeError) as error:
+            _log.warning("gateway %d is dropped: %s", gateway.number, error)
+        finally:
+            del self._gateways[gateway.number]
+            gateway.close()
+            gateway.sock.close()
+            for name in opened:
+                self._thread.cancel(name)
+
+    def _handle(self, gateway: _Gateway, message: dict[str, Any], opened: set[str]) -> None:
+        wire_id = message.get("submit", message.get("cancel"))
+        if type(wire_id) is not int:
+            raise LinkError(f"a message with {sorted(message)} has no integer id")
+        name = f"{gateway.number}-{wire_id}"
+        if "cancel" in message:
+            opened.discard(name)
+            gateway.collected.pop(name, None)
+            self._thread.cancel(name)
+            return
+        prompt, params = message.get("prompt"), params_from_wire(message.get("params"))
+        if not isinstance(prompt, list) or any(type(token) is not int for token in prompt):
+            raise LinkError("a submission's prompt is no list of integers")
+        opened.add(name)
+        if not message.get("stream"):
+            gateway.collected[name] = []
+        self._thread.submit(name, (prompt, params))
+
+    def _deliver(self, outputs: list[RequestOutput]) -> None:
+        """One frame for each gateway that this step made something for. Runs in the engine's thread."""
+        batches: dict[int, list[list[Any]]] = defaultdict(list)
+        for output in outputs:
+            number, wire_id = map(int, output.request_id.split("-"))
+            gateway = self._gateways.get(number)
+            if gateway is None:
+                continue
+            parts = gateway.collected.get(output.request_id)
+            if parts is not None:
+                parts.append(output)
+                if not output.finished:
+                    continue
+                output = merged(gateway.collected.pop(output.request_id))
+            batches[number].append(output_to_wire(wire_id, output))
+        for number, batch in batches.items():
+            if gateway := self._gateways.get(number):
+                gateway.send(encode({"out": batch}))
+
+    def _send_stats(self) -> None:
+        while not self._stopped.wait(STATS_PERIOD_S):
+            frame = encode({"stats": self._thread.stats})
+            for gateway in list(self._gateways.values()):
+                gateway.send(frame)
