@@ -172,11 +172,13 @@ def tiny_engine(model: MemoryLLM, *, source: Any = None, tokenizer: Any = None, 
         "max_num_batched_tokens": 32,
         "max_model_len": 128,
     }
-    expansions = settings.pop("expansions", None)
+    expansions, checks = settings.pop("expansions", None), settings.pop("checks", None)
     if model.config.has_memory and source is None:
         source = local_source(model)
     config = EngineConfig(**(defaults | settings))
-    return make_engine(ModelTensors(model), config, source=source, expansions=expansions, tokenizer=tokenizer)
+    return make_engine(
+        ModelTensors(model), config, source=source, expansions=expansions, tokenizer=tokenizer, checks=checks
+    )
 
 
 def run_all(engine: Engine, requests: dict[str, tuple[list[int], SamplingParams]]) -> dict[str, list[RequestOutput]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from engine_models import (
+    NUM_LAYERS,
     VOCAB_SIZE,
+    dense_rows,
     mixed_requests,
     run_all,
     staged_source,
@@ -14,6 +16,7 @@ from engine_models import (
 )
 
 from tolbuild.table.errors import IdentityError, StoreError
+from tolserve.engine.build import RowChecks
 from tolserve.engine.request import RowsUnavailableError, SamplingParams
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
@@ -199,6 +202,21 @@ def test_pinned_and_dropped_bands_are_not_requested() -> None:
     source.log.clear()
     run_all(engine, {"a": ([1, 2], GREEDY)})
     assert source.log
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_served_rows_are_verified(wrong: bool) -> None:
+    model = tiny_model("memory")
+    rows_VLD = dense_rows(model)
+    checks = RowChecks(
+        recompute=lambda token, layer: rows_VLD[token, layer] * (1.01 if wrong else 1.0),
+        bounds=dict.fromkeys(range(NUM_LAYERS), 1e-3),
+    )
+    engine = tiny_engine(model, source=staged_source(model), verify_every=2, alpha=0.5, pinned_bands=1, checks=checks)
+    run_all(engine, {"a": ([1, 2, 3], GREEDY)})
+    stats = engine.stats()
+    assert stats["rows_verified"] == 4
+    assert stats["row_mismatches"] == (4 if wrong else 0)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """`bench gpu`: the real engine at the 1B shape, random weights, bf16: base against memory with rows in three places.
 
-Rows lie on the device (every band pinned), in this host's memory, or in another process behind TCP. Reported: ms a decode
-step at each batch size, its ratio to base by round, and device GB. Without a GPU the same code runs at a small shape in
-fp32, as a rehearsal: its figures mean nothing, and `rehearsal` says so.
+Rows lie on the device (every band pinned), in this host's memory, or in another process behind TCP. Reported: ms a
+decode step at each batch size, its ratio to base by round, and device GB. Without a GPU the same code runs at a small
+shape in fp32, as a rehearsal: its figures mean nothing, and `rehearsal` says so.
 """
 
 from __future__ import annotations

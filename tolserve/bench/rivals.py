@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from typing import Any, Protocol
 
@@ -98,11 +99,12 @@ class ContinuousBatching:
 
     def generate(self, prompts: list[list[int]], outputs: list[int]) -> list[list[int]]:
         """See `Contestant`."""
-        from transformers import ContinuousBatchingConfig, GenerationConfig
-
+        library = _transformers()
         manager = self._model.init_continuous_batching(
-            generation_config=GenerationConfig(**_GREEDY),
-            continuous_batching_config=ContinuousBatchingConfig(num_blocks=512, max_batch_tokens=1024, page_size=32),
+            generation_config=library.GenerationConfig(**_GREEDY),
+            continuous_batching_config=library.ContinuousBatchingConfig(
+                num_blocks=512, max_batch_tokens=1024, page_size=32
+            ),
         )
         manager.start()
         tokens: dict[str, list[int]] = {}
@@ -118,10 +120,14 @@ class ContinuousBatching:
         return [tokens[str(index)] for index in range(len(prompts))]
 
 
+def _transformers() -> Any:
+    """The library, untyped and imported only where it competes."""
+    return importlib.import_module("transformers")
+
+
 def make_contestants(vocab_size: int) -> tuple[OurEngine, tuple[Contestant, ...]]:
     """Our engine and its rivals over one set of random weights, 12 layers of width 768."""
-    import transformers
-
+    transformers = _transformers()
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
     transformers.logging.set_verbosity_error()
     config = ModelConfig(

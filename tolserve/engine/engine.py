@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from tolserve.engine.executor import Executor
 from tolserve.engine.model import StepModel
 from tolserve.engine.outputs import finish_reason, output_of
 from tolserve.engine.request import RequestOutput, RowsUnavailableError, SamplingParams, TokenOutput
-from tolserve.engine.rows import RowFeed, StepRows, share_charge
+from tolserve.engine.rows import RowFeed, StepRows
 from tolserve.engine.sampler import sample, score, score_ranges
 from tolserve.engine.scheduler import Chunk, Scheduler, StepPlan
 from tolserve.engine.sequence import Sequence
@@ -174,7 +175,8 @@ class Engine:
         assert self._feed is not None
         step = self._feed.charge(rows, len(batch.token_ids))
         for sequence, own in batch.owners:
-            sequence.charge(share_charge(step, batch.token_ids[own]))
+            num_rows = own.stop - own.start
+            sequence.charge(step, num_rows, 1 if num_rows == 1 else len(np.unique(batch.token_ids[own])))
 
     def _score_prompt(self, chunk: Chunk, hidden_TD: Tensor) -> None:
         sequence = chunk.sequence

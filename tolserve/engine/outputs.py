@@ -38,5 +38,5 @@ def output_of(sequence: Sequence, token: TokenOutput | None) -> RequestOutput:
         finished=sequence.finish_reason is not None,
         finish_reason=sequence.finish_reason,
         prompt_logprobs=tuple(sequence.prompt_logprobs) if first else None,
-        bill=sequence.bill,
+        bill=sequence.bill if sequence.finish_reason is not None else None,
     )

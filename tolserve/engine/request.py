@@ -104,7 +104,7 @@ class RequestOutput:
         tokens: the new tokens (none for a request that ends without one).
         text: the new text; it can lag the tokens while a stop string or a character is incomplete.
         prompt_logprobs: once, with the first output: one entry a prompt token, None for the first.
-        bill: the request's rows so far; None for a model without memory.
+        bill: with the last output, what the request's rows cost; None for a model without memory.
         error: why `finish_reason` is "error"; a `RowsUnavailableError` where trying again makes sense.
     """
 

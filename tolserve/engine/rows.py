@@ -152,16 +152,3 @@ class RowFeed:
 
     def _request(self, ids: IntArray) -> _Request:
         return _Request(ids=ids, handle=self._source.start(ids, bands=self._bands))
-
-
-def share_charge(step: MemoryCharge, token_ids: IntArray) -> MemoryCharge:
-    """One request's part of a step's charge, by the tokens it had in it."""
-    share = len(token_ids) / step.rows_needed
-    return MemoryCharge(
-        rows_needed=len(token_ids),
-        rows_unique=len(np.unique(token_ids)) if len(token_ids) > 1 else 1,
-        hits_by_tier={tier: count * share for tier, count in step.hits_by_tier.items()},
-        bytes_moved=step.bytes_moved * share,
-        fetch_ms=step.fetch_ms,
-        stall_ms=step.stall_ms,
-    )

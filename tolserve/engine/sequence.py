@@ -18,8 +18,10 @@ class Sequence:
     """
 
     __slots__ = (
-        "_bill",
+        "_costs",
         "_hits",
+        "_num_rows",
+        "_num_unique",
         "_random",
         "finish_reason",
         "num_computed",
@@ -46,7 +48,8 @@ class Sequence:
         self.prompt_logprobs: list[TokenOutput | None] = []
         self._random: np.random.Generator | None = None
         self._hits: dict[str, float] = {}
-        self._bill: MemoryCharge | None = None
+        self._num_rows = self._num_unique = 0
+        self._costs = (0.0, 0.0, 0.0)
 
     @property
     def num_uncomputed(self) -> int:
@@ -74,18 +77,24 @@ class Sequence:
     @property
     def bill(self) -> MemoryCharge | None:
         """What its rows cost so far; None before any."""
-        return self._bill
-
-    def charge(self, added: MemoryCharge) -> None:
-        """Add one step's charge."""
-        before = self._bill or MemoryCharge(hits_by_tier={})
-        for tier, count in added.hits_by_tier.items():
-            self._hits[tier] = self._hits.get(tier, 0.0) + count
-        self._bill = MemoryCharge(
-            rows_needed=before.rows_needed + added.rows_needed,
-            rows_unique=before.rows_unique + added.rows_unique,
+        if not self._num_rows:
+            return None
+        bytes_moved, fetch_ms, stall_ms = self._costs
+        return MemoryCharge(
+            rows_needed=self._num_rows,
+            rows_unique=self._num_unique,
             hits_by_tier=dict(self._hits),
-            bytes_moved=before.bytes_moved + added.bytes_moved,
-            fetch_ms=before.fetch_ms + added.fetch_ms,
-            stall_ms=before.stall_ms + added.stall_ms,
+            bytes_moved=bytes_moved,
+            fetch_ms=fetch_ms,
+            stall_ms=stall_ms,
         )
+
+    def charge(self, step: MemoryCharge, num_rows: int, num_unique: int) -> None:
+        """Add its part of a step: bytes and hits by the rows that it had in it, the times in full."""
+        share = num_rows / step.rows_needed
+        self._num_rows += num_rows
+        self._num_unique += num_unique
+        bytes_moved, fetch_ms, stall_ms = self._costs
+        self._costs = bytes_moved + step.bytes_moved * share, fetch_ms + step.fetch_ms, stall_ms + step.stall_ms
+        for tier, count in step.hits_by_tier.items():
+            self._hits[tier] = self._hits.get(tier, 0.0) + count * share

@@ -1,0 +1,96 @@
+"""Processes that benches talk to, each on a core of its own where there are two: a memory node over random rows, and a
+bare socket that sends bytes from memory.
+
+`python -m tolserve.bench.peers` runs the one that its standard input describes and ends with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from tolserve.memory.service import RowService
+from tolserve.memory.spec import RowSpec
+from tolserve.memory.store import CyclicStore
+from tolserve.transport.link import Address
+from tolserve.transport.server import RowServer, ServerConfig
+
+REQUEST = struct.Struct("<Q")
+"""What the bare socket is sent: how many bytes it shall send."""
+
+
+def own_cores() -> tuple[int | None, int | None]:
+    """A core for this process and one for its peer; None where there is one core only."""
+    cores = sorted(os.sched_getaffinity(0))
+    return (cores[0], cores[1]) if len(cores) > 1 else (None, None)
+
+
+@contextmanager
+def peer(description: dict[str, Any]) -> Iterator[Address]:
+    """The address of a peer in a process of its own, which ends with the context."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tolserve.bench.peers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        child.stdin.write(json.dumps(description) + "\n")
+        child.stdin.flush()
+        line = child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the peer ended with {child.wait()} before it was ready")
+        host, port = json.loads(line)
+        yield host, port
+    finally:
+        child.stdin.close()
+        child.wait(timeout=60)
+        child.stdout.close()
+
+
+def node_description(*, rank: int, dtype: str, vocab_size: int, core: int | None, spin_us: int, max_bytes: int) -> dict[str, Any]:
+    """A memory node of 24 layers in bands of 4, its rows in at most `max_bytes` of memory (see `CyclicStore`)."""
+    shape = {"num_layers": 24, "layers_per_band": 4, "rank": rank, "dtype": dtype, "vocab_size": vocab_size}
+    return {"kind": "node", "shape": shape, "core": core, "spin_us": spin_us, "max_bytes": max_bytes}
+
+
+def serve_bytes(listener: socket.socket) -> None:
+    """The bare socket: reads a length, sends so many bytes from memory, until its client is gone."""
+    data = memoryview(np.random.default_rng(0).bytes(16 << 20))
+    connection, _ = listener.accept()
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while request := connection.recv(REQUEST.size, socket.MSG_WAITALL):
+        connection.sendall(data[: REQUEST.unpack(request)[0]])
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    told = json.loads(sys.stdin.readline())
+    if told["core"] is not None:
+        os.sched_setaffinity(0, {told["core"]})
+    if told["kind"] == "socket":
+        listener = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=serve_bytes, args=(listener,), daemon=True).start()
+        print(json.dumps(listener.getsockname()), flush=True)
+        sys.stdin.read()
+        return
+    spec = RowSpec.uniform(**told["shape"])
+    store = CyclicStore(spec, num_rows=told["max_bytes"] // spec.row_bytes, seed=0)
+    server = RowServer(RowService(store), ServerConfig(spin_us=told["spin_us"]))
+    server.start()
+    print(json.dumps(server.address), flush=True)
+    sys.stdin.read()
+    server.stop()
+
+
+if __name__ == "__main__":
+    main()
