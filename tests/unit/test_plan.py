@@ -1,0 +1,180 @@
+"""Plans: every row of every kept layer is in exactly one cell of each pass, and the hash moves with the bytes only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tolbuild.build_config import BuildConfig
+from tolbuild.config import ModelConfig
+from tolbuild.drive.estimate import estimate
+from tolbuild.plan import MAX_SEGMENTS, make_plan, make_segments
+
+CONFIG = BuildConfig(checkpoint="c", table="t", rank=8, codes="int8", shard_rows=128, layers_per_band=2)
+
+
+def model(vocab_size: int = 1000, layers: int = 5, kind: str = "memory") -> ModelConfig:
+    return ModelConfig(
+        kind=kind,  # type: ignore[arg-type]
+        vocab_size=vocab_size,
+        hidden_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=192,
+        beta=1 if kind == "flex" else 0,
+    )
+
+
+@settings(max_examples=200, deadline=None)
+@given(vocab_size=st.integers(1, 300_000), blocks=st.integers(1, 128))
+def test_segments_are_whole_shards_and_cover_the_vocabulary(vocab_size: int, blocks: int) -> None:
+    shard_rows = 64 * blocks
+    segments = make_segments(vocab_size, shard_rows)
+    assert 1 <= len(segments) <= MAX_SEGMENTS
+    assert segments[0].start == 0 and segments[-1].stop == vocab_size
+    assert all(a.stop == b.start for a, b in zip(segments[:-1], segments[1:], strict=True))
+    assert all(len(s) > 0 and s.start % shard_rows == 0 for s in segments)
+    assert max(map(len, segments)) - min(map(len, segments)) <= 2 * shard_rows
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    vocab_size=st.integers(1, 5000),
+    layers=st.integers(1, 9),
+    per_band=st.integers(1, 4),
+    blocks=st.integers(1, 40),
+    dropped=st.sets(st.integers(0, 8)),
+)
+def test_the_grid_covers_every_row_once(
+    vocab_size: int, layers: int, per_band: int, blocks: int, dropped: set[int]
+) -> None:
+    dropped = {layer for layer in dropped if layer < layers}
+    if len(dropped) == layers:
+        dropped = set()
+    config = replace(CONFIG, layers_per_band=per_band, shard_rows=64 * blocks, drop_layers=tuple(dropped))
+    plan = make_plan(config, model(vocab_size, layers), "f")
+    assert set(plan.kept_layers) | dropped == set(range(layers))
+    coded: Counter[int] = Counter()
+    for cell in plan.shard_cells():
+        for layer in plan.bands[cell.band].layers:
+            coded[layer] += len(plan.shard_range(cell.shard))
+    assert coded == dict.fromkeys(plan.kept_layers, vocab_size)
+    assert {(c.layer, c.segment) for c in plan.sum_cells()} == {
+        (layer, s) for layer in plan.kept_layers for s in range(len(plan.segments))
+    }
+    assert all(segment.start % plan.chunk_rows == 0 for segment in plan.segments)
+    assert plan.shard_rows % plan.chunk_rows == 0
+
+
+def test_the_hash_moves_with_what_changes_bytes_and_with_nothing_else() -> None:
+    plan = make_plan(CONFIG, model(), "f")
+    same = replace(CONFIG, table="elsewhere", workers=7, device="cpu", no_ray=True, rows="recompute", new_version=True)
+    assert make_plan(same, model(), "f") == plan
+    others = [
+        replace(CONFIG, rank="full"),
+        replace(CONFIG, rank=9),
+        replace(CONFIG, rank=64),
+        replace(CONFIG, codes="fp16"),
+        replace(CONFIG, shard_rows=192),
+        replace(CONFIG, layers_per_band=3),
+        replace(CONFIG, drop_layers=(1,)),
+    ]
+    hashes = {make_plan(other, model(), "f").plan_hash for other in others} | {make_plan(CONFIG, model(), "g").plan_hash}
+    assert len(hashes | {plan.plan_hash}) == len(others) + 2
+
+
+@pytest.mark.parametrize(("codes", "has_fit"), [("fp32", False), ("fp16", False), ("int8", True)])
+def test_full_rank_has_no_pass_1_and_fits_only_scales(codes: str, has_fit: bool) -> None:
+    plan = make_plan(replace(CONFIG, rank="full", codes=codes), model(), "f")  # type: ignore[arg-type]
+    assert plan.sum_cells() == ()
+    assert bool(plan.fit_cells()) == has_fit
+    assert all(band.ranks == (64,) * len(band.layers) for band in plan.bands)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shard_rows": 100}, "--shard-rows is 100; it must be a multiple of 64"),
+        ({"shard_rows": 0}, "--shard-rows is 0; it must be at least 64"),
+        ({"layers_per_band": 0}, "--layers-per-band is 0"),
+        ({"rank": 0}, "--rank is 0; it must be full or at least 1"),
+        ({"workers": -1}, "--workers is -1"),
+        ({"table": " "}, "--table is empty"),
+        ({"spool_gb": -1.0}, "--spool-gb is -1"),
+        ({"drop_layers": (1, 1)}, "--drop-layers names a layer twice"),
+    ],
+)
+def test_a_config_that_no_build_can_have(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"rank": 65}, "memory", "65.*64"),
+        ({"drop_layers": (5,)}, "memory", "the model has layers 0 to 4"),
+        ({"drop_layers": (0, 1, 2, 3, 4)}, "memory", "leaves none of the 5 layers"),
+        ({}, "base", "a base model has no table"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_model(options: dict[str, object], kind: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_plan(replace(CONFIG, **options), model(kind=kind), "f")  # type: ignore[arg-type]
+
+
+def test_flex_computes_its_memory_part_only() -> None:
+    flex = model(kind="flex")
+    assert make_plan(CONFIG, flex, "f").hidden_units == flex.memory_intermediate_size < flex.intermediate_size
+
+
+def test_the_estimate_of_the_papers_model() -> None:
+    """Figures worked out by hand: V 128,256, d 2048, K 5464, 24 layers; the full table is 12.6 GB in fp16."""
+    paper = ModelConfig(
+        kind="memory",
+        vocab_size=128_256,
+        hidden_size=2048,
+        num_hidden_layers=24,
+        num_attention_heads=32,
+        intermediate_size=5464,
+    )
+    config = BuildConfig(checkpoint="c", table="t")
+    full = estimate(make_plan(config, paper, "f"), spools=False)
+    assert full.fp16_bytes == 128_256 * 24 * 2048 * 2 == 12_608_077_824
+    assert full.row_flops == 6 * 2048 * 5464 * 128_256 * 24
+    assert full.gram_flops == full.spooled_bytes == full.partial_bytes == 0
+    assert 0 < full.table_bytes - full.fp16_bytes < 5e6
+    reduced = make_plan(replace(config, rank=512, codes="int8"), paper, "f")
+    spooled, recomputed = estimate(reduced, spools=True), estimate(reduced, spools=False)
+    assert recomputed.row_flops == 2 * spooled.row_flops == 2 * full.row_flops
+    assert spooled.spooled_bytes == 2 * full.fp16_bytes and recomputed.spooled_bytes == 0
+    assert spooled.table_bytes < full.fp16_bytes / 7
+
+
+@pytest.mark.parametrize("rank", ["full", 256])
+@pytest.mark.parametrize("spools", [True, False])
+def test_a_workers_memory_does_not_depend_on_the_vocabulary(rank: object, spools: bool) -> None:
+    config = replace(CONFIG, rank=rank, shard_rows=4096)  # type: ignore[arg-type]
+    large, small = (
+        estimate(
+            make_plan(
+                config,
+                ModelConfig(
+                    kind="memory",
+                    vocab_size=vocab,
+                    hidden_size=1024,
+                    num_hidden_layers=4,
+                    num_attention_heads=16,
+                    intermediate_size=2736,
+                ),
+                "f",
+            ),
+            spools=spools,
+        ).worker_bytes
+        for vocab in (131_072, 32_768)
+    )
+    assert large == small

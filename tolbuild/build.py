@@ -1,0 +1,226 @@
+"""What one worker does for one cell: read its slice of the checkpoint, compute, and leave the result in the store.
+
+A worker knows the plan and the addresses, nothing of other workers. Its memory depends on the model's width and the
+shard size, not on V. Computing holds one of its lanes; reading before it and uploading after it do not, so a worker
+that is given two cells at a time computes one while the other is on its way.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tolbuild.checkpoint import open_checkpoint
+from tolbuild.plan import Cell, FitCell, Plan, ShardCell, SumCell
+from tolbuild.table.errors import ObjectNotFoundError, TableCorruptError
+from tolbuild.table.store import Credentials, open_store
+from tolbuild.worker.cache import Cache
+from tolbuild.worker.cells import fit_layer, shard_codes, sum_segment
+from tolbuild.worker.encode import LayerFit
+from tolbuild.worker.partials import pack, partial_key, unpack
+from tolbuild.worker.row_source import RowSource
+from tolbuild.worker.spool import Spool
+
+IN_FLIGHT = 2
+"""Cells a worker is given at a time: it computes one while the other reads or uploads, and memory stays bounded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellReport:
+    """What one finished cell took; its result is in the store."""
+
+    cell: Cell
+    worker: str
+    num_rows: int = 0
+    compute_s: float
+    transfer_s: float
+    written_bytes: int
+    spooled_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOrder:
+    """Everything a worker needs to know, small enough to send anywhere.
+
+    rows: how pass 2 gets the rows of pass 1. run: name of this run, equal for all its workers. spool_bytes: the most
+    that spooled rows may take on a machine.
+    """
+
+    plan: Plan
+    checkpoint: str
+    table: str
+    credentials: Credentials | None
+    device: str
+    rows: str
+    run: str
+    spool_dir: Path | None
+    spool_bytes: int
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `--device`: auto takes a GPU where this process sees one.
+
+    Raises:
+        ValueError: cuda was asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, but this worker sees no GPU; use --device auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Worker:
+    """Does cells, `lanes` of them computing at a time; `run` may be called from several threads.
+
+    Raises:
+        ValueError: no GPU where one is asked for.
+        ToLError: the checkpoint cannot be opened.
+    """
+
+    def __init__(self, order: WorkOrder, *, lanes: int = 1) -> None:
+        plan = self._plan = order.plan
+        device = pick_device(order.device)
+        self._stop = threading.Event()
+        self._store = open_store(order.table, order.credentials)
+        spools = plan.needs_sums and (order.rows == "spool" or (order.rows == "auto" and device.type == "cpu"))
+        self._spool = Spool(order.spool_dir, order.run, order.spool_bytes if spools else 0)
+        widest_band = max(len(band.layers) for band in plan.bands)
+        checkpoint = open_checkpoint(order.checkpoint, credentials=order.credentials)
+        held = lanes if spools else lanes * widest_band
+        self._source = RowSource(plan, checkpoint, device, held, self._stop)
+        self._fits: Cache[LayerFit] = Cache(self._load_fit, lanes * widest_band)
+        self._buffers: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        for _ in range(lanes):
+            self._buffers.put(self._new_buffer())
+
+    def run(self, cell: Cell, worker: str) -> CellReport:
+        """Do one cell; when this returns, its result is durable.
+
+        Raises:
+            Stopped: `stop` was called.
+            ToLError: the store or the checkpoint failed.
+        """
+        torch.set_num_threads(1)
+        if isinstance(cell, ShardCell):
+            return self._run_shard(cell, worker)
+        return self._run_fit(cell, worker) if isinstance(cell, FitCell) else self._run_sum(cell, worker)
+
+    def stop(self) -> None:
+        """Make running cells end at their next chunk."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Give back threads, connections and the spool."""
+        self._source.close()
+        self._spool.close()
+        self._store.close()
+
+    def _new_buffer(self) -> Tensor:
+        return torch.empty((self._plan.chunk_rows, self._plan.hidden_size), device=self._source.device)
+
+    @contextmanager
+    def _lane(self) -> Iterator[Tensor]:
+        """A turn at computing, with the turn's row buffer [chunk_rows, D]."""
+        buffer_ND = self._buffers.get()
+        try:
+            yield buffer_ND
+        finally:
+            self._buffers.put(buffer_ND)
+
+    def _run_sum(self, cell: SumCell, worker: str) -> CellReport:
+        with self._lane() as buffer_ND:
+            began = time.perf_counter()
+            sums, spooled = sum_segment(self._source, self._spool, cell, buffer_ND)
+            computed = time.perf_counter()
+        written = self._write(cell, sums)
+        return CellReport(
+            cell=cell,
+            worker=worker,
+            num_rows=len(self._plan.segments[cell.segment]),
+            compute_s=computed - began,
+            transfer_s=time.perf_counter() - computed,
+            written_bytes=written,
+            spooled_bytes=spooled,
+        )
+
+    def _run_fit(self, cell: FitCell, worker: str) -> CellReport:
+        with self._lane() as buffer_ND:
+            began = time.perf_counter()
+            fitted = self._fit(cell.layer, buffer_ND)
+            computed = time.perf_counter()
+        written = self._write(cell, fitted)
+        return CellReport(
+            cell=cell,
+            worker=worker,
+            compute_s=computed - began,
+            transfer_s=time.perf_counter() - computed,
+            written_bytes=written,
+        )
+
+    def _fit(self, layer: int, buffer_ND: Tensor) -> dict[str, Tensor]:
+        count = len(self._plan.segments) if self._plan.needs_sums else 0
+        parts = [self._partial(SumCell(layer, segment), buffer_ND) for segment in range(count)]
+        return fit_layer(self._source, layer, parts, buffer_ND)
+
+    def _run_shard(self, cell: ShardCell, worker: str) -> CellReport:
+        plan, span = self._plan, self._plan.shard_range(cell.shard)
+        asked = time.perf_counter()
+        embedding: list[Tensor] = [] if self._spool.keeps else [self._source.embedding(span)]
+        read_s = time.perf_counter() - asked
+
+        def embedding_ND() -> Tensor:
+            if not embedding:
+                embedding.append(self._source.embedding(span))
+            return embedding[0]
+
+        with self._lane() as buffer_ND:
+            began = time.perf_counter()
+            codes_NC, errors = shard_codes(self._source, self._spool, self._fits, cell, embedding_ND, buffer_ND)
+            computed = time.perf_counter()
+        written = write_cell(self._store, plan, cell, codes_NC, errors)
+        for layer in plan.bands[cell.band].layers:
+            for piece in span.steps(plan.chunk_rows):
+                self._spool.drop(layer, piece.start)
+        return CellReport(
+            cell=cell,
+            worker=worker,
+            num_rows=len(span) * len(plan.bands[cell.band].layers),
+            compute_s=computed - began,
+            transfer_s=read_s + time.perf_counter() - computed,
+            written_bytes=written,
+        )
+
+    def _write(self, cell: SumCell | FitCell, tensors: dict[str, Tensor]) -> int:
+        data = pack(tensors)
+        self._store.write(partial_key(self._plan, cell), data)
+        return len(data)
+
+    def _partial(self, cell: SumCell, buffer_ND: Tensor) -> dict[str, Tensor]:
+        """A segment's sums; lost or damaged ones are computed again."""
+        key = partial_key(self._plan, cell)
+        try:
+            return unpack(self._store.read(key), key)
+        except (ObjectNotFoundError, TableCorruptError):
+            sums, _ = sum_segment(self._source, self._spool, cell, buffer_ND)
+            self._write(cell, sums)
+            return sums
+
+    def _load_fit(self, layer: int) -> LayerFit:
+        """What a fit cell left; made again when it was lost or damaged."""
+        if not self._plan.needs_fit:
+            return LayerFit()
+        cell = FitCell(layer)
+        key = partial_key(self._plan, cell)
+        try:
+            fitted = unpack(self._store.read(key), key)
+        except (ObjectNotFoundError, TableCorruptError):
+            fitted = self._fit(layer, self._new_buffer())
+            self._write(cell, fitted)
+        return LayerFit.from_tensors(fitted, self._source.device)

@@ -1,0 +1,79 @@
+"""Every choice of a build, as one frozen dataclass that the command line is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Codes = Literal["fp32", "fp16", "int8"]
+Rank = Literal["full"] | int
+
+BLOCK_ROWS = 64
+"""Token ids in a block, the unit that shards are made of."""
+
+CODE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """One build: which checkpoint, where the table goes, what is stored and who works.
+
+    Only `rank`, `codes`, `layers_per_band`, `shard_rows` and `drop_layers` change the table's bytes; the others change
+    who computes them and how fast.
+
+    Raises:
+        ValueError: a value that no build can have, with the value and what it may be.
+    """
+
+    checkpoint: str
+    """Checkpoint folder: a path, file://, s3:// or another URL, or builtin:tiny, the small model that comes with this."""
+    table: str
+    """Where the table goes: a path, file://, s3://bucket/prefix or memory://."""
+    rank: Rank = "full"
+    """full keeps the rows as they are; N keeps the N principal components of every layer's rows (at most the width D)."""
+    codes: Codes = "fp16"
+    """Stored type. int8 has one scale a component, fitted by error on a fixed sample of tokens."""
+    layers_per_band: int = 4
+    """Consecutive layers stored together: one range read a band fetches them all for a token."""
+    shard_rows: int = 4096
+    """Tokens in one object of a band: a multiple of 64. One shard of one band is what a worker makes at a time."""
+    drop_layers: tuple[int, ...] = ()
+    """Layers to leave out; the table gives zeros for them. (The middle ones are the most redundant.)"""
+    workers: int = 0
+    """Workers at a time; 0 takes one for each GPU of the cluster (or machine), else one for each CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where rows are computed; auto takes a GPU where a worker has one."""
+    no_ray: bool = False
+    """Build in this one process, a thread a worker, without a Ray cluster."""
+    new_version: bool = False
+    """Publish beside a table that stands there with other options or from another checkpoint, as its next version."""
+    dry_run: bool = False
+    """Print the plan (cells, arithmetic, bytes, memory a worker) and stop."""
+    rows: Literal["auto", "spool", "recompute"] = "auto"
+    """How pass 2 gets the rows of pass 1: from local disk or computed again, with the same bits. auto spools on a CPU."""
+    spool_dir: Path | None = None
+    """Folder on each worker's machine for spooled rows; the system's temporary folder when left out."""
+    spool_gb: float = 64.0
+    """Most that spooled rows may take on one machine; what does not fit is computed again."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("layers_per_band", 1), ("shard_rows", BLOCK_ROWS), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{_option(name)} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("checkpoint", "table"):
+            if not getattr(self, name).strip():
+                raise ValueError(f"{_option(name)} is empty; give a path or a URL")
+        if self.shard_rows % BLOCK_ROWS:
+            near = round(self.shard_rows / BLOCK_ROWS) * BLOCK_ROWS
+            raise ValueError(f"--shard-rows is {self.shard_rows}; it must be a multiple of {BLOCK_ROWS}, such as {near}")
+        if self.rank != "full" and self.rank < 1:
+            raise ValueError(f"--rank is {self.rank}; it must be full or at least 1")
+        if self.spool_gb < 0:
+            raise ValueError(f"--spool-gb is {self.spool_gb}; it cannot be negative")
+        if len(set(self.drop_layers)) != len(self.drop_layers):
+            raise ValueError(f"--drop-layers names a layer twice: {' '.join(map(str, self.drop_layers))}")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,134 @@
+"""A whole build from a config: plan, look at what is there, run what is left, commit, sum up."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+from tolbuild.build import Worker, WorkOrder
+from tolbuild.build_config import BuildConfig
+from tolbuild.checkpoint import open_checkpoint
+from tolbuild.drive.commit import commit
+from tolbuild.drive.place import State, examine
+from tolbuild.drive.pool import Pool, ThreadPool, run_schedule
+from tolbuild.drive.progress import Progress
+from tolbuild.drive.schedule import Schedule
+from tolbuild.drive.summary import describe_plan, summarise
+from tolbuild.plan import Plan, make_plan
+from tolbuild.table.manifest import Manifest
+from tolbuild.table.store import Credentials, open_store
+
+OpenPool = Callable[[BuildConfig, WorkOrder], AbstractContextManager[Pool]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    """What a build did.
+
+    manifest: of the version that now holds the table; None after a dry run. published: whether this run made it.
+    seconds: wall time of `open`, `cells` and `commit`, and worker time of `sums`, `fits`, `codes`, `transfer`.
+    """
+
+    plan: Plan
+    manifest: Manifest | None
+    published: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+    text: str
+
+
+@contextmanager
+def thread_pool(config: BuildConfig, order: WorkOrder) -> Iterator[Pool]:
+    """Threads of this process as workers (`--no-ray`)."""
+    num_workers = config.workers or (1 if _on_gpu(config) else len(os.sched_getaffinity(0)))
+    with closing(ThreadPool(Worker(order, lanes=num_workers), num_workers)) as pool:
+        yield pool
+
+
+@contextmanager
+def closing(pool: Pool) -> Iterator[Pool]:
+    """Close a pool however the block ends; on an exception, interruption included, its workers stop where they are."""
+    try:
+        yield pool
+    except BaseException:
+        pool.close(stopped=True)
+        raise
+    pool.close(stopped=False)
+
+
+def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> BuildResult:
+    """Build and publish the table of a config, or find that it is there.
+
+    Args:
+        open_pool: gives the workers; threads of this process unless told otherwise.
+
+    Raises:
+        ValueError: options that fit no table of this checkpoint.
+        TableConflictError: another table is at the place.
+        ToLError: checkpoint or store failed; what was finished stays, and the same call goes on from there.
+    """
+    began = time.perf_counter()
+    credentials = Credentials.from_environment()
+    checkpoint = open_checkpoint(config.checkpoint, credentials=credentials)
+    plan = make_plan(config, checkpoint.config, checkpoint.fingerprint)
+    spools = plan.needs_sums and (config.rows == "spool" or (config.rows == "auto" and not _on_gpu(config)))
+    if config.dry_run:
+        return BuildResult(plan=plan, manifest=None, published=False, text=describe_plan(plan, spools=spools))
+    order = WorkOrder(
+        plan=plan,
+        checkpoint=absolute(config.checkpoint),
+        table=absolute(config.table),
+        credentials=credentials,
+        device=config.device,
+        rows=config.rows,
+        run=f"{plan.plan_hash}-{secrets.token_hex(4)}",
+        spool_dir=config.spool_dir,
+        spool_bytes=int(config.spool_gb * 1e9),
+    )
+    store = open_store(order.table, credentials)
+    try:
+        state = examine(store, plan, new_version=config.new_version)
+        if state.complete is not None:
+            text = f"already complete: {store.url} version {state.complete.version} is this checkpoint with these options"
+            return BuildResult(plan=plan, manifest=state.complete, published=False, text=text)
+        opened = time.perf_counter()
+        progress = Progress(plan, Schedule(plan, state.done).total, spools=spools)
+        _run_cells(order, state, open_pool(config, order), progress)
+        ran = time.perf_counter()
+        manifest = commit(store, plan, base_version=state.base_version)
+        ended = time.perf_counter()
+    finally:
+        store.close()
+    seconds = {"open": opened - began, "cells": ran - opened, "commit": ended - ran} | dict(progress.seconds)
+    text = summarise(plan, manifest, store.url, seconds=seconds, num_resumed=len(state.done))
+    return BuildResult(plan=plan, manifest=manifest, published=True, seconds=seconds, text=text)
+
+
+def _run_cells(order: WorkOrder, state: State, opened: AbstractContextManager[Pool], progress: Progress) -> None:
+    schedule = Schedule(order.plan, state.done)
+    if state.done:
+        progress.say(f"resuming: {len(state.done)} cells are done, {schedule.num_left} are left")
+    if not schedule.num_left:
+        return
+    try:
+        with opened as pool:
+            progress.start(pool)
+            run_schedule(schedule, pool, progress.event)
+    finally:
+        progress.close()
+
+
+def absolute(url: str) -> str:
+    """The URL as any process of this machine would write it: a plain path is taken from the current folder."""
+    return url if urlsplit(url).scheme else str(Path(url).absolute())
+
+
+def _on_gpu(config: BuildConfig) -> bool:
+    return config.device != "cpu" and torch.cuda.is_available()

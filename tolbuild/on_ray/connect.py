@@ -1,0 +1,68 @@
+"""The cluster that RAY_ADDRESS, the job or this machine offers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ray
+
+from tolbuild.table.errors import ToLError
+
+
+class NoClusterError(ToLError):
+    """There is no Ray cluster to connect to, or it has nothing to work with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a worker claims of the cluster, and how many the cluster can hold."""
+
+    device: str
+    num_workers: int
+    num_gpus: float
+    num_cpus: float
+
+
+def connect() -> bool:
+    """Connect to a running cluster; returns whether this call did (and should disconnect), False if it was connected.
+
+    Raises:
+        NoClusterError: there is none; the message says how to get one.
+    """
+    if ray.is_initialized():
+        return False
+    try:
+        ray.init(address="auto", log_to_driver=False, logging_level="ERROR", configure_logging=False)
+    except ConnectionError as error:
+        raise NoClusterError(
+            "no Ray cluster to connect to. Start one on this machine with `ray start --head` (or `python -m cluster.local "
+            "up`), name one with RAY_ADDRESS, submit this command with `ray job submit`, or add --no-ray to build in this "
+            f"process. ({str(error).splitlines()[0]})"
+        ) from error
+    return True
+
+
+def disconnect() -> None:
+    """Leave the cluster, which goes on running."""
+    ray.shutdown()
+
+
+def claim(device: str, workers: int) -> Resources:
+    """What each worker should claim: a GPU where the cluster has any and `device` allows it, else a CPU.
+
+    Args:
+        device: auto, cpu or cuda.
+        workers: how many at a time; 0 takes one for each GPU or CPU.
+
+    Raises:
+        NoClusterError: cuda is asked for and the cluster has no GPU, or it has no CPU either.
+    """
+    total = ray.cluster_resources()
+    num_gpus, num_cpus = int(total.get("GPU", 0)), int(total.get("CPU", 0))
+    if device == "cuda" and not num_gpus:
+        raise NoClusterError("--device cuda, but no node of the Ray cluster has a GPU; use --device auto or cpu")
+    if device != "cpu" and num_gpus:
+        return Resources(device=device, num_workers=workers or num_gpus, num_gpus=1, num_cpus=0)
+    if not num_cpus:
+        raise NoClusterError("the Ray cluster offers no CPU and no GPU; start it with at least one (ray start --num-cpus 2)")
+    return Resources(device="cpu", num_workers=workers or num_cpus, num_gpus=0, num_cpus=1)

@@ -1,0 +1,58 @@
+"""`python -m tolbuild.run`: turn a MemoryLLM checkpoint into a table of token-wise lookups.
+
+Examples:
+
+  a table at full rank, in this process:
+    python -m tolbuild.run --checkpoint builtin:tiny --table /tmp/tiny --no-ray
+
+  rank 96 in int8 on a Ray cluster, to S3 (credentials from AWS_*, carried to the workers):
+    ray start --head
+    ray job submit --working-dir . --runtime-env-json '{"env_vars": {"AWS_ENDPOINT_URL": "..."}}' -- \\
+      python -m tolbuild.run --checkpoint s3://models/mine --table s3://tables/mine --rank 96 --codes int8
+
+  what it would take, without doing it:
+    python -m tolbuild.run --checkpoint s3://models/mine --table s3://tables/mine --dry-run
+
+The same command again resumes what was interrupted and repeats no finished cell; on a complete table it does nothing.
+Check the result with `python -m tolbuild.verify URL`, look at it with `python -m tolbuild.inspect URL`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import tyro
+
+from tolbuild.build_config import BuildConfig
+from tolbuild.drive.driver import build_table
+from tolbuild.table.errors import ToLError
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the same tidy end as Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build a table; 0 when it is there, 1 with the reason on standard error, 130 (143) when interrupted (terminated)."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        config = tyro.cli(BuildConfig, prog="python -m tolbuild.run", description=__doc__, args=arguments)
+        print(build_table(config).text)
+    except (ValueError, ToLError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print("stopped; the same command goes on from here and repeats no finished cell", file=sys.stderr)
+        return 143 if isinstance(interrupt, Terminated) else 130
+    return 0
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+if __name__ == "__main__":
+    sys.exit(main())

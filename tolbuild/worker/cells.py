@@ -1,0 +1,137 @@
+"""The three computations of a build, one for each kind of cell: sums, fits and codes. No store is touched here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tolbuild.compress.basis import LayerBasis, fit_basis, gram_update
+from tolbuild.compress.quantise import fit_scales
+from tolbuild.plan import ShardCell, SumCell
+from tolbuild.worker.encode import NUMPY_TYPES, LayerFit, components, decode, encode
+from tolbuild.worker.partials import pack_upper, unpack_upper
+from tolbuild.worker.row_source import RowSource
+from tolbuild.worker.spool import Spool
+
+
+_SMALLEST = 1e-30
+"""In the place of the norm of a row of zeros."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerError:
+    """How far the codes of some rows of a layer are from the exact rows.
+
+    squared_error, squared_rows: sums over all values. max_relative_error: |decoded - row| / |row| of the worst row.
+    """
+
+    layer: int
+    squared_error: float
+    squared_rows: float
+    max_relative_error: float
+
+
+def sum_segment(source: RowSource, spool: Spool, cell: SumCell, buffer_ND: Tensor) -> tuple[dict[str, Tensor], int]:
+    """Pass 1 of one layer and segment; the rows go to the spool on the way.
+
+    Returns:
+        fp64 `sum` [D] and `upper` (the Gram matrix's upper triangle), for int8 codes also the fp32 `sample` rows of this
+        segment; and the bytes spooled.
+    """
+    plan, segment = source.plan, source.plan.segments[cell.segment]
+    gram_DD = torch.zeros((plan.hidden_size, plan.hidden_size), dtype=torch.float64, device=source.device)
+    sum_D = torch.zeros(plan.hidden_size, dtype=torch.float64, device=source.device)
+    samples, spooled = [], 0
+    for piece, embedding_ND in source.embedding_chunks(segment):
+        rows_ND = source.rows(cell.layer, embedding_ND, buffer_ND)
+        gram_update(gram_DD, sum_D, rows_ND)
+        spooled += spool.save(cell.layer, piece.start, rows_ND)
+        if plan.codes == "int8":
+            samples.append(rows_ND[source.sample_within(piece)].cpu())
+    sums = {"sum": sum_D.cpu(), "upper": pack_upper(gram_DD)}
+    return sums | ({"sample": torch.cat(samples)} if samples else {}), spooled
+
+
+def fit_layer(
+    source: RowSource, layer: int, parts: Sequence[dict[str, Tensor]], buffer_ND: Tensor
+) -> dict[str, Tensor]:
+    """Basis and scales of one layer from its partial sums, in segment order (none at full rank).
+
+    Returns:
+        fp32 `mean` [D] and `basis` [R, D], fp64 `energies` [D] (eigenvalues of the centred Gram matrix, descending);
+        for int8 codes fp32 `scale`, one a column of codes.
+    """
+    plan = source.plan
+    tensors: dict[str, Tensor] = {}
+    basis: LayerBasis | None = None
+    if parts:
+        upper, sum_D = parts[0]["upper"].clone(), parts[0]["sum"].clone()
+        for part in parts[1:]:
+            upper += part["upper"]
+            sum_D += part["sum"]
+        gram_DD = unpack_upper(upper, plan.hidden_size)
+        basis = fit_basis(gram_DD, sum_D, plan.vocab_size, plan.rank(layer))
+        tensors = {"mean": basis.mean_D, "basis": basis.basis_RD, "energies": basis.energies_D}
+    if plan.codes == "int8":
+        sample_ND = torch.cat([part["sample"] for part in parts]) if parts else source.sample_rows(layer, buffer_ND).cpu()
+        tensors["scale"] = fit_scales(components(sample_ND, LayerFit(basis=basis)))
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def shard_codes(
+    source: RowSource,
+    spool: Spool,
+    fit_of: Callable[[int], LayerFit],
+    cell: ShardCell,
+    embedding_ND: Callable[[], Tensor],
+    buffer_ND: Tensor,
+) -> tuple[NDArray[np.generic], list[LayerError]]:
+    """Pass 2 of one band and shard: codes [N, columns of the band] and each layer's error.
+
+    Args:
+        embedding_ND: gives the shard's embeddings; asked only for rows that the spool does not hold.
+    """
+    plan, band = source.plan, source.plan.bands[cell.band]
+    span = plan.shard_range(cell.shard)
+    codes_NC = np.empty((len(span), band.num_columns), NUMPY_TYPES[plan.codes])
+    target_NC = torch.from_numpy(codes_NC)
+    errors, column = [], 0
+    for layer, rank in zip(band.layers, band.ranks, strict=True):
+        fit, tally = fit_of(layer), _Tally()
+        for piece in span.steps(plan.chunk_rows):
+            first, last = piece.start - span.start, piece.stop - span.start
+            rows_ND = spool.load(layer, piece.start, buffer_ND[: len(piece)])
+            if rows_ND is None:
+                rows_ND = source.rows(layer, embedding_ND()[first:last], buffer_ND)
+            coded_NC = encode(rows_ND, fit, plan.codes)
+            target_NC[first:last, column : column + rank] = coded_NC
+            tally.add(rows_ND, decode(coded_NC, fit))
+        errors.append(tally.of_layer(layer))
+        column += rank
+    return codes_NC, errors
+
+
+class _Tally:
+    """Squared sums over chunks: fp32 within a row, fp64 over rows."""
+
+    def __init__(self) -> None:
+        self._error = self._power = self._worst = 0.0
+
+    def add(self, rows_ND: Tensor, decoded_ND: Tensor) -> None:
+        """Count a chunk; `decoded` (which may be `rows` itself) is overwritten."""
+        power_N = torch.linalg.vector_norm(rows_ND, dim=1).double()
+        error_N = torch.linalg.vector_norm(torch.sub(rows_ND, decoded_ND, out=decoded_ND), dim=1).double()
+        self._error += float(error_N.square().sum())
+        self._power += float(power_N.square().sum())
+        self._worst = max(self._worst, float((error_N / power_N.clamp(min=_SMALLEST)).max()))
+
+    def of_layer(self, layer: int) -> LayerError:
+        """The sums so far."""
+        return LayerError(
+            layer=layer, squared_error=self._error, squared_rows=self._power, max_relative_error=self._worst
+        )
