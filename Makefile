@@ -1,0 +1,45 @@
+# PYTHON (3.11 or newer) makes the environment; everything runs in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo venv test test-quick check bench clean
+
+help: ## what there is to make
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: ## build, check and serve the shipped model's table on a cluster of this machine
+	@echo 'make demo: builds the table of the shipped model on a Ray cluster and an S3 stand-in of this machine, checks it'
+	@echo 'and serves from it. It takes at most 3 minutes and downloads nothing, once $(VENV) is there; ending it, Ctrl-C'
+	@echo 'included, leaves no process and no file behind.'
+	@test -e $(STAMP) || echo 'First $(VENV) is made: pip downloads torch, Ray and what they need, 0.6 GB and a few minutes' \
+		'(some 3 GB more where pip picks a torch for CUDA).'
+	@$(MAKE) --no-print-directory venv
+	@$(BIN)/python -m cluster.demo
+
+venv: $(STAMP) ## .venv with everything that demo, tests and checks need
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is Python {sys.version.split()[0]}; 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+test: venv ## all tests
+	$(BIN)/python -m pytest
+
+test-quick: venv ## the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow'
+
+check: venv ## ruff, and mypy --strict on the packages
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: venv ## the benchmarks of building and serving; each prints its machine and ends with a line of JSON
+	$(BIN)/python -m tolbuild.bench
+	$(BIN)/python -m tolserve.bench rows
+	$(BIN)/python -m tolserve.bench engine
+
+clean: ## remove .venv and what tools have left
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
