@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -44,6 +45,12 @@ class ReplicaLink(asyncio.Protocol):
         self._next_id = 0
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
+        self._heard_at = time.monotonic()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the replica last sent anything."""
+        return time.monotonic() - self._heard_at
 
     @property
     def num_open(self) -> int:
@@ -92,6 +99,7 @@ class ReplicaLink(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Called by asyncio: take every whole frame."""
         self._buffer += data
+        self._heard_at = time.monotonic()
         try:
             while len(self._buffer) >= LENGTH.size:
                 end = LENGTH.size + frame_length(self._buffer[: LENGTH.size])

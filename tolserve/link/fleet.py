@@ -16,6 +16,9 @@ _log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 
+SILENCE_S = 10.0
+"""A replica speaks twice a second even when it has nothing to say; one that has not for so long is frozen."""
+
 Address = tuple[str, int]
 
 
@@ -141,10 +144,14 @@ class Fleet:
         return min(self._links.values(), key=lambda link: link.num_open, default=None)
 
     async def update(self, addresses: Mapping[str, Address]) -> None:
-        """Connect to the replicas that are new in `addresses` and let go of those that are no longer in it."""
-        for name in self._links.keys() - addresses.keys():
-            _log.warning("attention replica %s is not in the directory any more", name)
-            self._links[name].close()
+        """Connect to the replicas that are new in `addresses`, and drop those from which nothing comes any more.
+
+        A replica that is not in `addresses` is kept while it talks: a directory that has just started knows few.
+        """
+        for link in list(self._links.values()):
+            if link.silent_s > SILENCE_S:
+                _log.warning("attention replica %s is silent for %.1f s and is dropped", link.name, link.silent_s)
+                link.close()
         new = [name for name in addresses if name not in self._links and name not in self._connecting]
         await asyncio.gather(*(self._connect(name, addresses[name]) for name in new))
 

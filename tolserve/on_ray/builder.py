@@ -1,0 +1,97 @@
+"""From a `ServeConfig` to the Serve application: which deployments, how many of each, where they may be."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ray
+from ray import serve
+
+from tolbuild.checkpoint import open_checkpoint
+from tolbuild.table import open_table
+from tolserve.on_ray.attention import AttentionDeployment
+from tolserve.on_ray.directory import DirectoryDeployment
+from tolserve.on_ray.gateway import GatewayDeployment
+from tolserve.on_ray.memory_node import MemoryNodeDeployment
+from tolserve.replica import engine_config
+from tolserve.serve_config import ServeConfig
+
+_CARRIED = ("AWS_", "OMP_NUM_THREADS")
+"""Environment variables that every node gets as the builder has them: access to the store, threads."""
+
+_HEALTH = {"health_check_period_s": 1, "health_check_timeout_s": 10, "graceful_shutdown_timeout_s": 3}
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application for a Serve config file's `args`, whose keys are the fields of `ServeConfig`.
+
+    Raises:
+        ValueError: an unknown setting, or checkpoint, table and settings do not fit each other.
+        ToLError: checkpoint or table cannot be read.
+    """
+    return build_app(ServeConfig.from_dict(args))
+
+
+def build_app(config: ServeConfig) -> serve.Application:
+    """The application for `config`; see `build`."""
+    version = check(config)
+    directory = DirectoryDeployment.options(
+        user_config={"table_version": version}, ray_actor_options=_actor(0), **_HEALTH
+    ).bind()
+    memory = [
+        MemoryNodeDeployment.options(
+            name=f"MemoryNodes-{index}",
+            num_replicas=config.replication,
+            max_replicas_per_node=_replicas_per_node(config.replication),
+            ray_actor_options=_actor(0),
+            **_HEALTH,
+        ).bind(config, index, directory)
+        for index in range(config.num_partitions)
+    ]
+    attention = AttentionDeployment.options(
+        num_replicas=config.attention_replicas,
+        ray_actor_options=_actor(config.num_cpus, num_gpus=config.num_gpus),
+        **_HEALTH,
+    ).bind(config, directory)
+    place = {f"node:{config.gateway_node}": 0.001} if config.gateway_node else {}
+    gateway = GatewayDeployment.options(ray_actor_options=_actor(0, resources=place), **_HEALTH)
+    return gateway.bind(config, directory, attention, *memory)
+
+
+def check(config: ServeConfig) -> int | None:
+    """The table version to serve, once model, table and settings are found to fit each other.
+
+    Raises:
+        ValueError: they do not.
+        ToLError: checkpoint or table cannot be read.
+    """
+    checkpoint = open_checkpoint(config.checkpoint)
+    engine_config(config, checkpoint.config)
+    if config.table is None:
+        return None
+    if not checkpoint.config.has_memory:
+        raise ValueError(f"{config.checkpoint} is a {checkpoint.config.kind} model, which looks nothing up: no --table")
+    table = open_table(config.table, version=config.table_version)
+    manifest = table.manifest
+    table.close()
+    if manifest.model_fingerprint != checkpoint.fingerprint:
+        raise ValueError(
+            f"{config.table} was built from the checkpoint {manifest.model_fingerprint[:16]}; {config.checkpoint} is "
+            f"{checkpoint.fingerprint[:16]}: give the table's own checkpoint"
+        )
+    if config.pinned_bands > len(manifest.bands):
+        raise ValueError(f"--pinned-bands is {config.pinned_bands}; the table has {len(manifest.bands)} bands")
+    return int(manifest.version)
+
+
+def _actor(num_cpus: float, **more: Any) -> dict[str, Any]:
+    carried = {name: value for name, value in os.environ.items() if name.startswith(_CARRIED)}
+    environment = {"runtime_env": {"env_vars": carried}} if carried else {}
+    return {"num_cpus": num_cpus, **environment, **more}
+
+
+def _replicas_per_node(replication: int) -> int | None:
+    """1 where there are hosts enough, so that losing one loses one copy; any number where there are not."""
+    hosts = sum(bool(node["Alive"]) for node in ray.nodes())
+    return 1 if hosts >= replication else None

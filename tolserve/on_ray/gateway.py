@@ -1,0 +1,52 @@
+"""The endpoint as a Serve deployment: HTTP on a port of its own, links to the attention nodes.
+
+HTTP does not come through Serve's proxy: there each token would be a Ray object of its own (see benchmarks/).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from tolbuild.checkpoint import open_checkpoint
+from tolserve.app import App, AppConfig
+from tolserve.http_server import HttpServer
+from tolserve.link.fleet import Fleet
+from tolserve.membership import View
+from tolserve.on_ray.directory import Membership
+from tolserve.serve_config import ServeConfig, model_info
+
+
+@serve.deployment
+class GatewayDeployment:
+    """Binds the port when made. `nodes` are the other deployments, which Serve thereby keeps in one application."""
+
+    async def __init__(
+        self, config: ServeConfig, directory: DeploymentHandle[Any], *nodes: DeploymentHandle[Any]
+    ) -> None:
+        self._config = config
+        self._fleet: Fleet | None = None
+        self._server = await asyncio.to_thread(HttpServer, self._make_app, host=config.host, port=config.port)
+        self._membership = Membership(directory, "gateway", self._server.address, on_view=self._see)
+
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces this replica when it raises."""
+        if not self._server.alive:
+            raise RuntimeError(f"the HTTP server ended: {self._server.failure}")
+
+    async def __del__(self) -> None:
+        await self._membership.leave()
+        await asyncio.to_thread(self._server.stop)
+
+    async def _make_app(self) -> App:
+        checkpoint = open_checkpoint(self._config.checkpoint)
+        self._fleet = Fleet(deadline_s=self._config.deadline_s)
+        limits = AppConfig(api_key=self._config.api_key, max_open=self._config.max_open)
+        return App(self._fleet, model_info(self._config, checkpoint.config), checkpoint.tokenizer(), limits)
+
+    def _see(self, view: View) -> None:
+        assert self._fleet is not None
+        asyncio.run_coroutine_threadsafe(self._fleet.update(view.attention()), self._server.loop)

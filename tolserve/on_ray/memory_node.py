@@ -1,0 +1,37 @@
+"""A memory node as a Serve deployment: ready when loaded, replaced when it fails. Its process does without torch."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from tolserve.memory.node import MemoryNode, NodeConfig
+from tolserve.memory.partition import Partition
+from tolserve.on_ray.directory import Membership, ask, node_ip
+from tolserve.serve_config import ServeConfig
+from tolserve.transport.server import ServerConfig
+
+
+@serve.deployment
+class MemoryNodeDeployment:
+    """A replica of one partition: its row server runs in a thread of this process, on a free port."""
+
+    async def __init__(self, config: ServeConfig, partition: int, directory: DeploymentHandle[Any]) -> None:
+        assert config.table is not None
+        node = NodeConfig(
+            table=config.table,
+            version=await ask(directory, "table_version"),
+            partition=Partition(index=partition, count=config.num_partitions),
+            keep=config.keep,
+            server=ServerConfig(host=node_ip()),
+        )
+        self._node = (await asyncio.to_thread(MemoryNode, node)).start()
+        identity = self._node.identity.hex()
+        self._membership = Membership(directory, "memory", self._node.address, partition=partition, identity=identity)
+
+    async def __del__(self) -> None:
+        await self._membership.leave()
+        self._node.stop()

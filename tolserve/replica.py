@@ -1,0 +1,161 @@
+"""One attention node: engine, rows and the link that gateways connect to. Plain; `on_ray` runs it in a deployment."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tolbuild.checkpoint import open_checkpoint
+from tolbuild.config import ModelConfig
+from tolbuild.table import Table, open_table
+from tolserve.engine.build import requested_bands
+from tolserve.engine.config import EngineConfig
+from tolserve.engine.load import build_engine
+from tolserve.link.server import LinkServer
+from tolserve.memory.arena import Arena
+from tolserve.memory.cached import CachedSource, arena_slots, slots_for
+from tolserve.memory.client import ClientConfig, PartitionedClient
+from tolserve.memory.device_table import DeviceTable
+from tolserve.memory.loading import TableStore
+from tolserve.memory.policy import LRU
+from tolserve.memory.source import RowFetcher, RowSource
+from tolserve.memory.spec import RowSpec
+from tolserve.memory.local import StoreFetcher
+from tolserve.serve_config import ServeConfig, max_model_len
+
+_log = logging.getLogger(__name__)
+
+BLOCK_SIZE = 32
+"""Tokens in one block of the KV cache."""
+
+VERIFY_EVERY = 8
+"""Steps from one compared row to the next."""
+
+Addresses = list[list[tuple[str, int]]]
+"""For each partition, where its memory nodes listen."""
+
+
+def engine_config(config: ServeConfig, shape: ModelConfig) -> EngineConfig:
+    """The engine's settings for this model."""
+    automatic = "bfloat16" if config.num_gpus > 0 else "float32"
+    return EngineConfig(
+        block_size=BLOCK_SIZE,
+        num_blocks=config.kv_cache_tokens // BLOCK_SIZE,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=max_model_len(config, shape),
+        alpha=config.alpha,
+        drop_layers=config.drop_layers,
+        pinned_bands=config.pinned_bands,
+        verify_every=VERIFY_EVERY if config.verify_rows and shape.has_memory else 0,
+        dtype=automatic if config.dtype == "auto" else config.dtype,
+        device=config.device,
+    )
+
+
+@dataclass(kw_only=True)
+class Rows:
+    """Where an engine's rows come from.
+
+    Attributes:
+        source: None for a model that has none, or to compute them from the checkpoint.
+        table: the open table that they are of.
+        client: the client of the memory nodes, where there are any.
+    """
+
+    source: RowSource | None = None
+    table: Table | None = None
+    client: PartitionedClient | None = None
+
+
+def open_rows(config: ServeConfig, shape: ModelConfig, version: int | None, addresses: Addresses) -> Rows:
+    """The rows of `config`: none, on this node, or on the memory nodes at `addresses` behind a cache.
+
+    Raises:
+        ToLError: the table cannot be read, or no node of a partition can be reached in time.
+    """
+    if config.table is None:
+        return Rows()
+    table = open_table(config.table, version=version)
+    spec = RowSpec.from_manifest(table.manifest)
+    if config.num_partitions == 0:
+        with_reader = CachedSource(StoreFetcher(TableStore(table)))
+        return Rows(source=DeviceTable.load(with_reader, device=config.device), table=table)
+    client = PartitionedClient(spec, addresses, ClientConfig(deadline_s=config.deadline_s))
+    client.wait_connected(config.deadline_s)
+    requested = requested_bands(spec, engine_config(config, shape))
+    return Rows(source=cached(config, spec, client, requested), table=table, client=client)
+
+
+def cached(config: ServeConfig, spec: RowSpec, fetcher: RowFetcher, requested: tuple[int, ...]) -> CachedSource:
+    """A source over `fetcher` with the cache that `config` asks for, of the bands that will be requested."""
+    budget = int(config.cache_share * spec.table_bytes) if config.cache_bytes is None else config.cache_bytes
+    num_slots = slots_for(spec, budget, requested) if requested else 0
+    staging = max(8192, 3 * config.max_num_batched_tokens)
+    return CachedSource(
+        fetcher,
+        num_slots=num_slots,
+        policy=LRU(num_slots) if num_slots else None,
+        bands=requested or None,
+        num_staging=staging,
+        arena=_arena(config, spec, staging, requested, num_slots),
+    )
+
+
+def _arena(config: ServeConfig, spec: RowSpec, staging: int, bands: tuple[int, ...], num_slots: int) -> Arena | None:
+    if config.device == "cpu":
+        return None
+    import torch
+
+    from tolserve.memory.device import DeviceArena
+
+    device = torch.device(config.device)
+    return DeviceArena(spec, num_staging=staging, slots=arena_slots(bands, num_slots), device=device)
+
+
+class AttentionReplica:
+    """Loads a model when made and serves it to gateways until `stop`.
+
+    Args:
+        host: interface that the link listens on.
+        version: of the table.
+        addresses: of the memory nodes, at least one a partition.
+
+    Raises:
+        ValueError: checkpoint, table and settings do not fit each other.
+        ToLError: checkpoint or table cannot be read, or memory nodes cannot be reached.
+    """
+
+    def __init__(self, config: ServeConfig, *, host: str, version: int | None, addresses: Addresses) -> None:
+        shape = open_checkpoint(config.checkpoint).config
+        self._rows = open_rows(config, shape, version, addresses)
+        self._known = addresses
+        engine = build_engine(
+            config.checkpoint, self._rows.source, engine_config(config, shape), table=self._rows.table
+        )
+        self._link = LinkServer(engine, host=host, hello={"model": config.name, "version": version})
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where gateways connect."""
+        return self._link.address
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the engine does not run any more."""
+        return self._link.failure
+
+    def update_addresses(self, addresses: Sequence[Sequence[tuple[str, int]]]) -> None:
+        """Use these memory nodes from now on."""
+        new = [[(str(host), int(port)) for host, port in nodes] for nodes in addresses]
+        if self._rows.client is not None and new != self._known:
+            _log.info("memory nodes are now at %s", new)
+            self._rows.client.update_addresses(new)
+            self._known = new
+
+    def stop(self) -> None:
+        """End the link and the engine, and give the rows back."""
+        self._link.stop()
+        if self._rows.source is not None:
+            self._rows.source.close()

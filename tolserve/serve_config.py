@@ -1,0 +1,174 @@
+"""Every choice of a serving deployment, as one frozen dataclass: the command line and the Serve config file fill it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from tolbuild.config import ModelConfig
+from tolserve.openai_api.prompts import ModelInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """One endpoint: the model, where its rows lie, how much of it runs, what a request may ask.
+
+    Raises:
+        ValueError: a value that no deployment can have, with the value and what it may be.
+    """
+
+    checkpoint: str
+    """Checkpoint folder: a path, file://, s3:// or another URL, or builtin:tiny."""
+    table: str | None = None
+    """The table built from it. Left out: the rows are computed from the checkpoint and kept on the attention nodes."""
+    table_version: int | None = None
+    """Version of the table; the latest when left out."""
+    model_name: str = ""
+    """What requests call the model; the checkpoint's last path part when left out."""
+    memory_nodes: int = 1
+    """Partitions P of the table, each on memory nodes of its own; 0 keeps the whole table on every attention node."""
+    replication: int = 1
+    """Memory nodes that hold each partition; with 2 the loss of one fails no request."""
+    attention_replicas: int = 1
+    """Attention nodes: each holds the model and computes requests of its own."""
+    host: str = "127.0.0.1"
+    """Interface that the endpoint listens on; 0.0.0.0 takes requests from other machines."""
+    port: int = 8000
+    """Port of the endpoint; 0 takes a free one."""
+    gateway_node: str = ""
+    """IP of the cluster node that the endpoint is on; any when left out (`tolserve.run` takes its own)."""
+    api_key: str | None = None
+    """What clients must send as `Authorization: Bearer`; nothing is asked for when left out."""
+    cache_bytes: int | None = None
+    """Bytes of the row cache of an attention node; `cache_share` decides when left out."""
+    cache_share: float = 0.1
+    """The same as a share of the table as stored; 0 caches nothing."""
+    pinned_bands: int = 0
+    """The first bands, kept on the attention nodes for every token and never requested."""
+    alpha: float = 1.0
+    """Factor on the memory term of every layer."""
+    drop_layers: tuple[int, ...] = ()
+    """Layers served without their memory term."""
+    verify_rows: bool = False
+    """Compare sampled rows with the checkpoint's networks while serving; /metrics has tol_row_mismatches."""
+    num_gpus: float = 0.0
+    """GPUs of an attention node; 0 computes on the CPU."""
+    num_cpus: float = 1.0
+    """CPUs that an attention node claims of the cluster; its kernels use so many threads."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of weights and activations; auto is bfloat16 on a GPU, else float32."""
+    max_num_seqs: int = 64
+    """Sequences in a batch of one attention node."""
+    max_num_batched_tokens: int = 1024
+    """Tokens computed in one step."""
+    max_model_len: int | None = None
+    """Longest prompt plus output; the model's positions when left out."""
+    kv_cache_tokens: int = 65536
+    """Tokens that the KV cache of one attention node holds."""
+    max_queue: int = 256
+    """Generations that may wait beyond those in the batches; more are answered with 429."""
+    deadline_s: float = 30.0
+    """How long a request waits for a node that is down before it is answered with 503."""
+    keep: Literal["ram", "mapped"] = "ram"
+    """Memory nodes hold their rows in RAM, or map the files of a local table."""
+
+    def __post_init__(self) -> None:
+        least = {
+            "memory_nodes": 0,
+            "replication": 1,
+            "attention_replicas": 1,
+            "port": 0,
+            "pinned_bands": 0,
+            "num_gpus": 0,
+            "num_cpus": 0,
+            "max_num_seqs": 1,
+            "max_num_batched_tokens": 1,
+            "kv_cache_tokens": 32,
+            "max_queue": 0,
+        }
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"{_option(name)} is {getattr(self, name)}; it must be at least {bound}")
+        if not self.checkpoint.strip():
+            raise ValueError("--checkpoint is empty; give a path or a URL")
+        if not self.deadline_s > 0:
+            raise ValueError(f"--deadline-s is {self.deadline_s}; it must be positive")
+        if not 0.0 <= self.cache_share <= 1.0:
+            raise ValueError(f"--cache-share is {self.cache_share}; it must be in [0, 1]")
+        if self.cache_bytes is not None and self.cache_bytes < 0:
+            raise ValueError(f"--cache-bytes is {self.cache_bytes}; it must not be negative")
+        if self.port > 65535:
+            raise ValueError(f"--port is {self.port}; it must be in [0, 65535]")
+        if self.table_version is not None and self.table is None:
+            raise ValueError("--table-version without --table: give the table's URL")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ServeConfig:
+        """The configuration that a config file's `args` state.
+
+        Raises:
+            ValueError: an unknown setting, by name, or a value that does not fit.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown settings: {', '.join(unknown)}; known ones: {', '.join(sorted(known))}")
+        if "checkpoint" not in values:
+            raise ValueError("the setting 'checkpoint' is missing")
+        given = {key: tuple(value) if key == "drop_layers" else value for key, value in values.items()}
+        try:
+            return cls(**given)
+        except TypeError as error:
+            raise ValueError(f"a setting has a wrong type: {error}") from error
+
+    @property
+    def name(self) -> str:
+        """What requests call the model."""
+        return self.model_name or self.checkpoint.rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
+
+    @property
+    def num_partitions(self) -> int:
+        """Partitions on memory nodes; 0 where the rows are on the attention nodes."""
+        return 0 if self.table is None else self.memory_nodes
+
+    @property
+    def max_open(self) -> int:
+        """Generations that may run or wait at once."""
+        return self.attention_replicas * self.max_num_seqs + self.max_queue
+
+    @property
+    def device(self) -> str:
+        """Torch device of an attention node."""
+        return "cuda" if self.num_gpus > 0 else "cpu"
+
+
+def max_model_len(config: ServeConfig, shape: ModelConfig) -> int:
+    """Longest prompt plus output: what was asked for, or what model and KV cache allow.
+
+    Raises:
+        ValueError: more was asked for than the model has positions.
+    """
+    positions = shape.max_position_embeddings
+    if config.max_model_len is None:
+        return min(positions, config.kv_cache_tokens)
+    if config.max_model_len > positions:
+        raise ValueError(f"--max-model-len is {config.max_model_len}; the model has {positions} positions")
+    return config.max_model_len
+
+
+def model_info(config: ServeConfig, shape: ModelConfig) -> ModelInfo:
+    """What the API tells and checks of the model."""
+    start = shape.bos_token_id if shape.bos_token_id is not None else shape.eos_token_id
+    return ModelInfo(
+        name=config.name,
+        vocab_size=shape.vocab_size,
+        max_model_len=max_model_len(config, shape),
+        start_token_id=start,
+        created=int(time.time()),
+    )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
