@@ -58,6 +58,8 @@ class HostArena:
             band.index: empty_rows(num_staging + slots.get(band.index, 0), band.row_bytes, huge_pages=True)
             for band in spec.bands
         }
+        self._views = {band: memoryview(pool.reshape(-1)) for band, pool in self._pools.items()}
+        self._row_bytes = [band.row_bytes for band in spec.bands]
 
     def pool(self, band: int) -> Rows:
         """uint8 [rows, row_bytes]."""
@@ -65,7 +67,8 @@ class HostArena:
 
     def inbox(self, band: int, start: int, stop: int) -> memoryview:
         """The rows themselves: what is received is in place."""
-        return memoryview(self._pools[band][start:stop]).cast("B")
+        row_bytes = self._row_bytes[band]
+        return self._views[band][start * row_bytes : stop * row_bytes]
 
     def deliver(self, band: int, start: int, stop: int) -> None:
         """Nothing to do: the inbox is the pool."""

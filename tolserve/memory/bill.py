@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class MemoryBill:
     """Figures of one handle, filled while it lives.
 
     Attributes:
-        rows_needed: rows asked for.
+        rows_needed: rows asked for, an id as often as it occurs.
         rows_unique: distinct ones among them.
-        hits_by_tier: rows by where they were found: "device", "cache", "flight" (already being fetched), "table",
-            "remote".
+        hits_by_tier: rows asked for by where they were found: "device", "cache", "flight" (already being fetched),
+            "table", "remote".
         bytes_moved: bytes that were received or read for it.
         fetch_ms: from the request until its last band was there.
         stall_ms: time that its user waited in `arrive` or `wait`.

@@ -14,35 +14,56 @@ from tolserve.memory.bill import MemoryBill
 from tolserve.memory.errors import StagingFullError
 from tolserve.memory.policy import CachePolicy
 from tolserve.memory.source import RowFetcher
-from tolserve.memory.spec import Ids, RowSpec
+from tolserve.memory.spec import Ids, Index, RowSpec
 
 DEFAULT_STAGING_ROWS = 8192
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class _Stretch:
-    """Staging rows of one fetch. It lives while handles read it; `users` counts them."""
+    """Staging rows of one fetch. It lives while handles read it; `users` counts them.
+
+    Attributes:
+        ids, rows: distinct token ids and where their rows come to lie.
+        shared: later requests may find its rows.
+    """
 
     start: int
     ids: Ids
+    rows: Ids
     bands: tuple[int, ...]
     fetch: Any
-    rows: Ids
+    shared: bool
+    num_bytes: int
     users: int = 1
-    shared: bool = False
     arrived: set[int] = field(default_factory=set)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class CachedHandle:
     """One request; see `tolserve.memory.source.Handle`."""
 
-    index: Ids
-    bill: MemoryBill
+    index: Index
     stretches: list[_Stretch]
-    slots: Ids | None
+    slots: Index | None
+    hits_by_tier: dict[str, int]
+    bytes_moved: int
     began: float
+    fetch_s: float = 0.0
+    stall_s: float = 0.0
     open: bool = True
+
+    @property
+    def bill(self) -> MemoryBill:
+        """What it cost so far; made when it is asked for, since a step that waits for rows has better things to do."""
+        return MemoryBill(
+            rows_needed=len(self.index),
+            rows_unique=len(np.unique(self.index)),
+            hits_by_tier=self.hits_by_tier,
+            bytes_moved=self.bytes_moved,
+            fetch_ms=self.fetch_s * 1e3,
+            stall_ms=self.stall_s * 1e3,
+        )
 
 
 class CachedSource:
@@ -87,6 +108,7 @@ class CachedSource:
         self._row_of = np.full(spec.vocab_size, -1, np.int32)
         self._token_of = np.full(num_slots, -1, np.int64)
         self._readers = np.zeros(num_slots, np.int32)
+        self._row_bytes = [band.row_bytes for band in spec.bands]
         self._num_filled = 0
         self._arriving: list[_Stretch] = []
 
@@ -114,24 +136,35 @@ class CachedSource:
         return self._num_filled
 
     def start(self, token_ids: Ids, *, bands: tuple[int, ...] | None = None) -> CachedHandle:
-        """See `RowSource.start`."""
+        """See `RowSource.start`. The request leaves before anything else is done."""
         began = time.perf_counter()
         self.spec.check_ids(token_ids)
-        wanted = self._bands if bands is None or bands == self._bands else self.spec.choose(bands)
-        bill = MemoryBill(rows_needed=len(token_ids), rows_unique=len(token_ids))
-        handle = CachedHandle(index=token_ids, bill=bill, stretches=[], slots=None, began=began)
-        if not set(wanted) <= set(self._bands):
-            handle.index = np.full(len(token_ids), -1, np.int64)
-            self._fetch(handle, np.arange(len(token_ids)), token_ids, wanted, shared=False)
-            return handle
-        rows = self._row_of[token_ids].astype(np.int64)
-        num_here = int(np.count_nonzero(rows >= 0))
-        handle.index = rows
-        if num_here < len(rows):
-            missing = np.flatnonzero(rows < 0)
-            self._fetch(handle, missing, token_ids[missing], wanted, shared=wanted == self._bands)
-        if num_here:
-            self._use(handle, rows, num_here)
+        count = len(token_ids)
+        whole = bands == self._bands
+        wanted = self._bands if whole else self.spec.choose(bands)
+        whole = whole or wanted == self._bands
+        if whole or set(wanted) <= set(self._bands):
+            rows = self._row_of[token_ids]
+            missing = (rows < 0).nonzero()[0]
+        else:
+            rows = np.full(count, -1, np.int32)
+            missing = np.arange(count)
+        num_missing = len(missing)
+        if num_missing == 0:
+            handle = CachedHandle(index=rows, stretches=[], slots=None, hits_by_tier={}, bytes_moved=0, began=began)
+        else:
+            stretch = self._fetch(token_ids if num_missing == count else token_ids[missing], wanted, shared=whole)
+            self._place(rows, missing, token_ids, stretch)
+            handle = CachedHandle(
+                index=rows,
+                stretches=[stretch],
+                slots=None,
+                hits_by_tier={self._fetcher.tier: num_missing},
+                bytes_moved=stretch.num_bytes,
+                began=began,
+            )
+        if num_missing < count:
+            self._use(handle, rows, count - num_missing)
         return handle
 
     def arrive(self, handle: CachedHandle, band: int) -> None:
@@ -165,25 +198,30 @@ class CachedSource:
         """Close the fetcher."""
         self._fetcher.close()
 
-    def _fetch(self, handle: CachedHandle, places: Ids, ids: Ids, bands: tuple[int, ...], *, shared: bool) -> None:
-        """Stage `ids`, whose places among the handle's rows are `places`; `shared` lets later requests find them."""
+    def _fetch(self, missing: Ids, bands: tuple[int, ...], *, shared: bool) -> _Stretch:
+        """Ask for ids that are not here (one may occur more than once) and stage them."""
+        ids = distinct(missing)
         count = len(ids)
         start = self._take(count)
-        out = {band: self._arena.inbox(band, start, start + count) for band in bands}
+        stop = start + count
+        out = {band: self._arena.inbox(band, start, stop) for band in bands}
         try:
             fetch = self._fetcher.fetch(ids, out)
         except BaseException:
             self._staging.give_back(start, count)
             raise
-        rows = np.arange(start, start + count) if fetch.order is None else fetch.order + start
-        handle.index[places] = rows
-        stretch = _Stretch(start=start, ids=ids, bands=bands, fetch=fetch, rows=rows, shared=shared)
-        if shared:
-            self._row_of[ids] = rows
-            self._arriving.append(stretch)
-        handle.stretches.append(stretch)
-        handle.bill.hits_by_tier[self._fetcher.tier] = count
-        handle.bill.bytes_moved += sum(len(view) for view in out.values())
+        rows = np.arange(start, stop) if fetch.order is None else fetch.order + start
+        num_bytes = count * sum([self._row_bytes[band] for band in bands])
+        return _Stretch(start=start, ids=ids, rows=rows, bands=bands, fetch=fetch, shared=shared, num_bytes=num_bytes)
+
+    def _place(self, rows: Index, missing: Ids, token_ids: Ids, stretch: _Stretch) -> None:
+        """Tell where the missing rows come to lie, in `rows` and, if they are shared, for later requests."""
+        if not stretch.shared:
+            rows[missing] = stretch.rows[np.searchsorted(stretch.ids, token_ids[missing])]
+            return
+        self._row_of[stretch.ids] = stretch.rows
+        self._arriving.append(stretch)
+        rows[missing] = stretch.rows if len(stretch.ids) == len(missing) == 1 else self._row_of[token_ids[missing]]
 
     def _take(self, count: int) -> int:
         if count > self.num_staging:
@@ -195,19 +233,19 @@ class CachedSource:
             )
         return start
 
-    def _use(self, handle: CachedHandle, rows: Ids, num_here: int) -> None:
+    def _use(self, handle: CachedHandle, rows: Index, num_here: int) -> None:
         """Hold what was here when the request came: cache slots, and staging rows of earlier requests."""
         slots = rows[rows >= self.num_staging] - self.num_staging
         num_slots = len(slots)
         if num_slots:
             self._readers[slots] += 1
             handle.slots = slots
-            handle.bill.hits_by_tier["cache"] = num_slots
+            handle.hits_by_tier["cache"] = num_slots
             assert self._policy is not None
             self._policy.used(slots)
         if num_slots == num_here:
             return
-        handle.bill.hits_by_tier["flight"] = num_here - num_slots
+        handle.hits_by_tier["flight"] = num_here - num_slots
         own = handle.stretches[0] if handle.stretches else None
         for stretch in self._arriving:
             inside = (rows >= stretch.start) & (rows < stretch.start + len(stretch.ids))
@@ -223,8 +261,8 @@ class CachedSource:
         self._arena.deliver(band, stretch.start, stretch.start + len(stretch.ids))
         stretch.arrived.add(band)
         now = time.perf_counter()
-        handle.bill.stall_ms += (now - began) * 1e3
-        handle.bill.fetch_ms = (now - handle.began) * 1e3
+        handle.stall_s += now - began
+        handle.fetch_s = now - handle.began
 
     def _retire(self, stretch: _Stretch) -> None:
         """The last reader has gone: rows that came in full may become slots, the staging rows are free."""
@@ -257,6 +295,17 @@ class CachedSource:
         self._policy.filled(slots)
         for band in self._bands:
             self._arena.move(band, rows, slots + self.num_staging)
+
+
+def distinct(ids: Ids) -> Ids:
+    """The ids without repetitions, ascending; the cheapest way there is for a few."""
+    if len(ids) < 2:
+        return ids
+    ordered = np.sort(ids)
+    first = np.empty(len(ids), np.bool_)
+    first[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]
 
 
 def arena_slots(bands: tuple[int, ...], num_slots: int) -> Mapping[int, int]:

@@ -27,7 +27,7 @@ _sink = memoryview(bytearray(1 << 18))
 """Where bytes go that nobody wants any more."""
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class Flight:
     """Rows asked of one partition: bands `bands` of `ids` into `regions`, one for each band.
 
@@ -53,7 +53,7 @@ class Flight:
         return self.num_done == len(self.bands)
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class Channel:
     """A link whose peer has said hello. Used by the client's thread alone.
 
@@ -77,7 +77,7 @@ class Channel:
         Raises:
             LinkError: the connection is over; the flight is not taken.
         """
-        bands = flight.bands[flight.num_done :]
+        bands = flight.bands[flight.num_done :] if flight.num_done else flight.bands
         self.link.send(pack_rows(self.identity, request_id, mask_of(bands), flight.ids))
         flight.request_id = request_id
         flight.channel = self

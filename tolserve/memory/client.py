@@ -55,7 +55,7 @@ class ClientConfig:
             raise ValueError(f"spin_us {self.spin_us} and first_node {self.first_node} must not be negative")
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class RemoteFetch:
     """Flights to the partitions that hold its ids; see `RowFetcher.fetch`."""
 

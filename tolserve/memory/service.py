@@ -26,6 +26,7 @@ class RowService:
         self._store = store
         self._spec = store.spec
         self._num_bands = len(store.spec.bands)
+        self._row_bytes = [band.row_bytes for band in store.spec.bands]
         self._buffer_bytes = max(_PIECE_BYTES, max(band.row_bytes for band in self._spec.bands))
         self._free: list[Rows] = []
 
@@ -51,8 +52,8 @@ class RowService:
         own = ids.astype(np.int64)
         self._check_ids(own)
         bands = bands_of(mask)
-        length = len(own) * sum(self._spec.bands[band].row_bytes for band in bands)
-        return Answer(length=length, pieces=self._pieces(self._store.locate(own), bands))
+        length = len(own) * sum([self._row_bytes[band] for band in bands])
+        return Answer(length, self._pieces(self._store.locate(own), bands))
 
     def _pieces(self, places: NDArray[np.int64], bands: tuple[int, ...]) -> Iterator[memoryview]:
         buffer = self._free.pop() if self._free else np.empty(self._buffer_bytes, np.uint8)
@@ -62,23 +63,27 @@ class RowService:
             self._free.append(buffer)
 
     def _gather(self, places: NDArray[np.int64], bands: tuple[int, ...], buffer: Rows) -> Iterator[memoryview]:
-        """Rows band by band; what fits into the buffer together is sent together."""
+        """Rows band by band: the first band by itself, since a step waits for it first; then what fits together."""
         view = memoryview(buffer)
         filled = 0
+        num_places = len(places)
         for band in bands:
-            row_bytes = self._spec.bands[band].row_bytes
+            row_bytes = self._row_bytes[band]
             done = 0
-            while done < len(places):
+            while done < num_places:
                 room = (len(buffer) - filled) // row_bytes
                 if room == 0:
                     yield view[:filled]
                     filled = 0
                     continue
-                part = places[done : done + room]
+                part = places if done == 0 and room >= num_places else places[done : done + room]
                 size = len(part) * row_bytes
-                self._store.gather(part, band, buffer[filled : filled + size].reshape(len(part), row_bytes))
+                self._store.gather(part, band, buffer[filled : filled + size].reshape(-1, row_bytes))
                 filled += size
                 done += len(part)
+            if band == bands[0]:
+                yield view[:filled]
+                filled = 0
         if filled:
             yield view[:filled]
 
@@ -92,7 +97,7 @@ class RowService:
     def _check_ids(self, ids: Ids) -> None:
         if len(ids) == 0:
             return
-        if int(ids.max()) >= self._spec.vocab_size:
+        if np.maximum.reduce(ids) >= self._spec.vocab_size:
             raise RefusedError(
                 Status.BAD_IDS, f"token id {ids.max()} is outside the vocabulary of {self._spec.vocab_size}"
             )

@@ -12,17 +12,19 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from tolserve.memory.bill import MemoryBill
-from tolserve.memory.spec import Ids, RowSpec
+from tolserve.memory.spec import Ids, Index, RowSpec
 
 
 class Handle(Protocol):
     """One request for rows, from `start` to `release`."""
 
-    bill: MemoryBill
+    @property
+    def index(self) -> Index:
+        """Integers [ids]: the row of `token_ids[i]` is `pool(band)[index[i]]`, in every band asked for."""
 
     @property
-    def index(self) -> Ids:
-        """[ids]: the row of `token_ids[i]` is `pool(band)[index[i]]`, in every band asked for."""
+    def bill(self) -> MemoryBill:
+        """What it cost so far."""
 
 
 @runtime_checkable
@@ -34,7 +36,9 @@ class RowSource(Protocol):
         """What the rows look like."""
 
     def start(self, token_ids: Ids, *, bands: tuple[int, ...] | None = None) -> Any:
-        """Ask for the rows of distinct ids (int64), in all bands or those named; returns a `Handle` at once.
+        """Ask for the rows of ids (int64), in all bands or those named; returns a `Handle` at once.
+
+        An id may occur more than once: it is asked for once, and its places have the same index.
 
         Raises:
             ValueError: an id or a band that the table does not have, or more ids than the source ever stages.
@@ -73,7 +77,7 @@ class RowFetcher(Protocol):
         """The name of this tier in a `MemoryBill`."""
 
     def fetch(self, ids: Ids, out: Mapping[int, memoryview]) -> Any:
-        """Ask for the rows of `ids` in the bands of `out`; returns at once.
+        """Ask for the rows of distinct `ids` in the bands of `out`; returns at once.
 
         Args:
             out: for each band, in layer order, contiguous bytes for len(ids) rows. They are written until the fetch

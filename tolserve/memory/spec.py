@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
+Index = NDArray[np.integer[Any]]
 Rows = NDArray[np.uint8]
 """Codes as bytes, [rows, row_bytes]."""
 
@@ -113,7 +115,7 @@ class RowSpec:
             )
         return cls(bands=tuple(bands), vocab_size=vocab_size, identity=identity)
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one token over all bands."""
         return sum(band.row_bytes for band in self.bands)
@@ -144,6 +146,6 @@ class RowSpec:
         """
         if ids.dtype != np.int64:
             raise ValueError(f"token ids are {ids.dtype}; expected int64")
-        if len(ids) and int(ids.view(np.uint64).max()) >= self.vocab_size:
+        if len(ids) and np.maximum.reduce(ids.view(np.uint64)) >= self.vocab_size:
             bad = ids[(ids < 0) | (ids >= self.vocab_size)][0]
             raise ValueError(f"token id {bad} is outside the vocabulary of {self.vocab_size}")

@@ -58,6 +58,8 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +67,8 @@ from numpy.typing import NDArray
 from tolserve.transport.errors import ProtocolError
 
 VERSION = 1
+HELLO = 1
+ROWS = 2
 REQUEST_MAGIC = b"ToLq"
 RESPONSE_MAGIC = b"ToLr"
 REQUEST = struct.Struct("<4sBBH16sQQII")
@@ -73,13 +77,6 @@ MAX_MESSAGE_BYTES = 1024
 _HELLO = struct.Struct("<IIQII")
 
 Ids32 = NDArray[np.uint32]
-
-
-class Kind(enum.IntEnum):
-    """What a request wants."""
-
-    HELLO = 1
-    ROWS = 2
 
 
 class Status(enum.IntEnum):
@@ -98,22 +95,20 @@ CLOSING = frozenset({Status.TOO_MANY_IDS, Status.MALFORMED})
 """After these the rest of the stream cannot be read."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RequestHeader:
+class RequestHeader(NamedTuple):
     """The fixed part of a request."""
 
-    kind: Kind
+    kind: int
     identity: bytes
     request_id: int
     band_mask: int
     num_ids: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResponseHeader:
+class ResponseHeader(NamedTuple):
     """The fixed part of a response; `length` bytes of payload follow."""
 
-    status: Status
+    status: int
     request_id: int
     length: int
 
@@ -157,12 +152,12 @@ class Hello:
 
 def pack_hello(identity: bytes, request_id: int) -> bytes:
     """A hello request."""
-    return REQUEST.pack(REQUEST_MAGIC, VERSION, Kind.HELLO, 0, identity, request_id, 0, 0, 0)
+    return REQUEST.pack(REQUEST_MAGIC, VERSION, HELLO, 0, identity, request_id, 0, 0, 0)
 
 
 def pack_rows(identity: bytes, request_id: int, band_mask: int, ids: Ids32) -> bytes:
     """A rows request."""
-    head = REQUEST.pack(REQUEST_MAGIC, VERSION, Kind.ROWS, 0, identity, request_id, band_mask, len(ids), 0)
+    head = REQUEST.pack(REQUEST_MAGIC, VERSION, ROWS, 0, identity, request_id, band_mask, len(ids), 0)
     return head + ids.tobytes()
 
 
@@ -177,16 +172,14 @@ def unpack_request(data: bytes | bytearray | memoryview) -> RequestHeader:
         raise ProtocolError(f"a request starts with {bytes(magic)!r}; expected {REQUEST_MAGIC!r}")
     if version != VERSION:
         raise ProtocolError(f"protocol version {version}; this node speaks {VERSION}")
-    if kind not in (Kind.HELLO, Kind.ROWS):
+    if kind not in (HELLO, ROWS):
         raise ProtocolError(f"request kind {kind}; known are 1 (hello) and 2 (rows)")
-    if zero or zero_too or (kind == Kind.HELLO and (num_ids or band_mask)):
+    if zero or zero_too or (kind == HELLO and (num_ids or band_mask)):
         raise ProtocolError("a request has bits set where the protocol has zeros")
-    return RequestHeader(
-        kind=Kind(kind), identity=identity, request_id=request_id, band_mask=band_mask, num_ids=num_ids
-    )
+    return RequestHeader(kind, identity, request_id, band_mask, num_ids)
 
 
-def pack_response(status: Status, request_id: int, length: int) -> bytes:
+def pack_response(status: int, request_id: int, length: int) -> bytes:
     """The fixed part of a response."""
     return RESPONSE.pack(RESPONSE_MAGIC, VERSION, status, 0, request_id, length)
 
@@ -204,14 +197,16 @@ def unpack_response(data: bytes | bytearray | memoryview) -> ResponseHeader:
         raise ProtocolError(f"response status {status} is unknown")
     if status != Status.OK and length > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"an error message of {length} bytes; at most {MAX_MESSAGE_BYTES} are allowed")
-    return ResponseHeader(status=Status(status), request_id=request_id, length=length)
+    return ResponseHeader(status, request_id, length)
 
 
+@lru_cache(maxsize=256)
 def bands_of(mask: int) -> tuple[int, ...]:
     """Numbers of the bits set, ascending."""
     return tuple(bit for bit in range(mask.bit_length()) if mask >> bit & 1)
 
 
+@lru_cache(maxsize=256)
 def mask_of(bands: tuple[int, ...]) -> int:
     """The mask whose bits are `bands`."""
     return sum(1 << band for band in bands)

@@ -19,6 +19,9 @@ _log = logging.getLogger(__name__)
 _TURN_BYTES = 2 << 20
 """Sent to one client before the others have their turn."""
 _TICK_S = 0.5
+_TURNS_A_LOOK = 8
+"""While some clients are looked at directly, the others are every so many turns."""
+_MAX_HOT = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ class _Client:
         self.moved_at = time.monotonic()
 
     def turn(self) -> bool:
-        """Receive, answer and send as far as it goes without waiting; whether more can be done at once.
+        """Receive, answer and send as far as it goes without waiting, and not much at once; whether anything moved.
 
         Raises:
             OSError: the connection is over.
@@ -69,14 +72,11 @@ class _Client:
         while budget > 0:
             if not self.pending:
                 self.pending = self.session.piece()
-            if self.pending:
-                sent = self._send()
-                if sent == 0:
-                    return False
-                budget -= sent
-            elif not self._receive():
-                return False
-        return True
+            moved = self._send() if self.pending else self._receive()
+            if moved == 0:
+                break
+            budget -= moved
+        return budget < _TURN_BYTES
 
     def _send(self) -> int:
         try:
@@ -92,7 +92,7 @@ class _Client:
         self.events = selectors.EVENT_READ
         return sent
 
-    def _receive(self) -> bool:
+    def _receive(self) -> int:
         if self.session.closing and not self.lingering:
             self.lingering = True
             self.sock.shutdown(socket.SHUT_WR)
@@ -102,12 +102,12 @@ class _Client:
             else:
                 count = self.sock.recv_into(self.session.inbox())
         except BlockingIOError:
-            return False
+            return 0
         if count == 0:
             raise ConnectionResetError("closed by the client")
         if not self.lingering:
             self.session.received(count)
-        return True
+        return count
 
 
 class RowServer:
@@ -130,11 +130,13 @@ class RowServer:
         self._clients: dict[int, _Client] = {}
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._closed = False
+        self._address = self._listener.getsockname()[:2]
 
     @property
     def address(self) -> Address:
         """Where clients connect to."""
-        host, port = self._listener.getsockname()[:2]
+        host, port = self._address
         return host, port
 
     @property
@@ -149,36 +151,54 @@ class RowServer:
 
     def stop(self) -> None:
         """End every connection and the thread; stopping twice changes nothing."""
-        if self._stopping:
-            return
-        self._stopping = True
-        self._wake.send(b"x")
+        self.request_stop()
         if self._thread is not None:
             self._thread.join()
+            self._thread = None
+        else:
+            self._close()
+
+    def request_stop(self) -> None:
+        """Let `run` return soon; may be called by a signal handler."""
+        if not self._stopping:
+            self._stopping = True
+            self._wake.send(b"x")
 
     def run(self) -> None:
-        """Serve until `stop`."""
+        """Serve until `stop`. Clients that moved of late are looked at directly, all others through the selector."""
         spin_s = self.config.spin_us * 1e-6
         active_at = next_check = 0.0
-        ready: list[_Client] = []
+        hot: list[_Client] = []
+        turns = 0
         while not self._stopping:
             now = time.monotonic()
-            wait = 0.0 if ready or now - active_at < spin_s else _TICK_S
-            served, ready = ready, []
-            for key, _ in self._selector.select(wait):
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif isinstance(key.data, _Client) and key.data not in served:
-                    served.append(key.data)
-            for client in served:
+            moved = [client for client in hot if self._turn(client)]
+            if moved:
+                active_at = now
+            turns += 1
+            if hot and turns % _TURNS_A_LOOK:
+                continue
+            spinning = now - active_at < spin_s
+            hot = [client for client in (hot if spinning else moved) if client.sock.fileno() >= 0]
+            for client in self._look(0.0 if hot else _TICK_S):
                 if self._turn(client):
-                    ready.append(client)
-            if served:
-                active_at = time.monotonic()
+                    active_at = now
+                if client not in hot:
+                    hot = [client, *hot[: _MAX_HOT - 1]]
             if now >= next_check:
                 self._drop_stuck(now)
                 next_check = now + _TICK_S
         self._close()
+
+    def _look(self, wait_s: float) -> list[_Client]:
+        """Clients that the selector has something for; new ones are let in on the way."""
+        found = []
+        for key, _ in self._selector.select(wait_s):
+            if isinstance(key.data, _Client):
+                found.append(key.data)
+            elif key.fileobj is self._listener:
+                self._accept()
+        return found
 
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionError):
@@ -194,16 +214,17 @@ class RowServer:
             self._selector.register(sock, selectors.EVENT_READ, client)
 
     def _turn(self, client: _Client) -> bool:
-        before = client.events
+        events = client.events
         try:
-            more = client.turn()
-        except OSError:
+            moved = client.turn()
+        except (OSError, ValueError):
             self._drop(client)
             return False
-        client.moved_at = time.monotonic()
-        if client.events != before:
+        if moved:
+            client.moved_at = time.monotonic()
+        if client.events != events:
             self._selector.modify(client.sock, client.events, client)
-        return more
+        return moved
 
     def _drop(self, client: _Client) -> None:
         self._clients.pop(client.sock.fileno(), None)
@@ -218,6 +239,9 @@ class RowServer:
                 self._drop(client)
 
     def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         for client in list(self._clients.values()):
             self._drop(client)
         self._selector.close()

@@ -6,8 +6,7 @@ The TCP server and the in-process link both run this, so that they cannot differ
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,11 +14,11 @@ from tolbuild.table.errors import ToLError
 from tolserve.transport.errors import ProtocolError, RefusedError
 from tolserve.transport.frames import (
     CLOSING,
+    HELLO,
     MAX_MESSAGE_BYTES,
     REQUEST,
     Hello,
     Ids32,
-    Kind,
     RequestHeader,
     Status,
     pack_response,
@@ -27,8 +26,7 @@ from tolserve.transport.frames import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
+class Answer(NamedTuple):
     """Rows being sent: `length` bytes in `pieces`. A piece is valid until the next one is asked for."""
 
     length: int
@@ -83,6 +81,8 @@ class Session:
 
     def piece(self) -> list[bytes | memoryview]:
         """The next buffers to send, valid until the next call; none where nothing is to be sent before more comes."""
+        if self._pieces is None and self._filled < REQUEST.size:
+            return []
         piece = self._next_piece()
         if piece is None and not self.closing and self._filled >= REQUEST.size:
             self._answer()
@@ -128,7 +128,7 @@ class Session:
         self._filled -= end
 
     def _respond(self, header: RequestHeader) -> None:
-        if header.kind == Kind.HELLO:
+        if header.kind == HELLO:
             payload = self._responder.hello(header.identity).pack()
             self._head = pack_response(Status.OK, header.request_id, len(payload)) + payload
             return

@@ -1,0 +1,168 @@
+"""A memory node: one partition of one table version behind the row protocol.
+
+    python -m tolserve.memory.node --table URL --partition 0/2 --port 7001
+
+Prints one line, `memory node ready at HOST:PORT ...`, when its rows are loaded and checked, and serves until SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from types import FrameType
+
+from tolbuild.table.errors import ToLError
+from tolserve.memory.loading import TableStore, load_partition
+from tolserve.memory.partition import Partition
+from tolserve.memory.service import DEFAULT_MAX_IDS, RowService
+from tolserve.memory.store import RowStore
+from tolserve.transport.link import Address
+from tolserve.transport.server import RowServer, ServerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig:
+    """What a node holds and how it serves.
+
+    Attributes:
+        table: URL of the table.
+        partition: the blocks that it holds.
+        version: of the table; None is the latest when the node starts.
+        keep: "ram" loads and checks every row; "mapped" reads rows of a local table where they lie.
+        max_ids: most ids in one request.
+        server: where and how it listens.
+    """
+
+    table: str
+    partition: Partition = field(default_factory=Partition)
+    version: int | None = None
+    keep: str = "ram"
+    max_ids: int = DEFAULT_MAX_IDS
+    server: ServerConfig = field(default_factory=ServerConfig)
+
+    def __post_init__(self) -> None:
+        if self.keep not in ("ram", "mapped"):
+            raise ValueError(f"keep is {self.keep!r}; it must be 'ram' or 'mapped'")
+        if not 0 < self.max_ids <= 1 << 20:
+            raise ValueError(f"max_ids is {self.max_ids}; it must be in [1, 2^20]")
+
+
+class MemoryNode:
+    """Loads when made, serves between `start` and `stop` in a thread of its own.
+
+    Raises:
+        ToLError: the table is not there, cannot be read or is corrupt.
+        OSError: the port is taken.
+    """
+
+    def __init__(self, config: NodeConfig) -> None:
+        began = time.perf_counter()
+        self.store = open_partition(config)
+        self.load_s = time.perf_counter() - began
+        self._server = RowServer(RowService(self.store, max_ids=config.max_ids), config.server)
+
+    @property
+    def address(self) -> Address:
+        """Host and port that clients connect to."""
+        return self._server.address
+
+    @property
+    def identity(self) -> bytes:
+        """Of the table version held."""
+        return self.store.spec.identity
+
+    @property
+    def loaded(self) -> bool:
+        """A node that exists is loaded."""
+        return True
+
+    @property
+    def num_clients(self) -> int:
+        """Connections open now."""
+        return self._server.num_clients
+
+    def start(self) -> MemoryNode:
+        """Serve in a thread."""
+        self._server.start()
+        return self
+
+    def run(self) -> None:
+        """Serve in the caller's thread until `stop`."""
+        self._server.run()
+
+    def stop(self) -> None:
+        """End all connections; stopping twice changes nothing."""
+        self._server.stop()
+        self.store.close()
+
+    def request_stop(self) -> None:
+        """Let `run` return soon; may be called by a signal handler."""
+        self._server.request_stop()
+
+
+def open_partition(config: NodeConfig) -> RowStore:
+    """The rows of a node, ready to be served."""
+    from tolbuild.table import open_table
+
+    if config.keep == "mapped":
+        return TableStore(open_table(config.table, version=config.version), config.partition)
+    with contextlib.closing(open_table(config.table, version=config.version)) as table:
+        return load_partition(table, config.partition)
+
+
+def parse_arguments(arguments: list[str]) -> NodeConfig:
+    """The configuration that a command line asks for."""
+    parser = argparse.ArgumentParser(prog="python -m tolserve.memory.node", description=__doc__.split("\n")[0])
+    parser.add_argument("--table", required=True, help="URL of the table")
+    parser.add_argument("--partition", default="0/1", help="i/P: blocks b with b mod P = i (default 0/1: all)")
+    parser.add_argument("--version", type=int, help="table version (default: the latest)")
+    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--keep", choices=("ram", "mapped"), default="ram", help="rows in memory, or mapped files")
+    parser.add_argument("--max-ids", type=int, default=DEFAULT_MAX_IDS, help="most ids in one request")
+    parser.add_argument("--spin-us", type=int, default=0, help="look for requests so long before sleeping")
+    given = parser.parse_args(arguments)
+    try:
+        return NodeConfig(
+            table=given.table,
+            partition=Partition.parse(given.partition),
+            version=given.version,
+            keep=given.keep,
+            max_ids=given.max_ids,
+            server=ServerConfig(host=given.host, port=given.port, spin_us=given.spin_us),
+        )
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def main(arguments: list[str]) -> int:
+    """Load, print the address, serve; 1 where the table or the port cannot be had."""
+    config = parse_arguments(arguments)
+    try:
+        node = MemoryNode(config)
+    except (ToLError, OSError) as error:
+        print(f"memory node {config.partition.index}/{config.partition.count}: {error}", file=sys.stderr)
+        return 1
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        node.request_stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    host, port = node.address
+    print(
+        f"memory node ready at {host}:{port} partition {config.partition.index}/{config.partition.count} "
+        f"identity {node.identity.hex()} loaded in {node.load_s:.2f} s",
+        flush=True,
+    )
+    node.run()
+    node.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
