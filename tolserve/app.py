@@ -54,16 +54,14 @@ class AppConfig:
         for name in ("max_open", "max_body_bytes", "retry_after_s"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.api_key is not None and not self.api_key.isascii() or self.api_key == "":
+        if self.api_key is not None and not (self.api_key and self.api_key.isascii()):
             raise ValueError("api_key must be ASCII text that is not empty; leave it out to ask for none")
 
 
 class App:
     """An ASGI application over a `CompletionEngine`: /v1/completions, /v1/models, /health and /metrics."""
 
-    def __init__(
-        self, engine: CompletionEngine, model: ModelInfo, tokenizer: Tokenizer, config: AppConfig
-    ) -> None:
+    def __init__(self, engine: CompletionEngine, model: ModelInfo, tokenizer: Tokenizer, config: AppConfig) -> None:
         self._engine = engine
         self._model = model
         self._tokenizer = tokenizer
@@ -102,9 +100,7 @@ class App:
                     401, "the API key is missing or wrong: Authorization: Bearer KEY", None, "invalid_api_key"
                 )
         if path not in self._routes:
-            raise ApiError(
-                404, f"no such path: {path}; known are {', '.join(self._routes)}", None, "not_found"
-            )
+            raise ApiError(404, f"no such path: {path}; known are {', '.join(self._routes)}", None, "not_found")
         return self._routes[path]
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -187,9 +183,7 @@ class App:
         if count > limit:
             raise invalid(f"{count} completions were asked for at once; this server takes {limit}", "n")
         if self._num_open + count > limit:
-            text = (
-                f"{self._num_open} of {limit} places are taken; try again in {self._config.retry_after_s} s"
-            )
+            text = f"{self._num_open} of {limit} places are taken; try again in {self._config.retry_after_s} s"
             raise ApiError(429, text, None, "rate_limit_exceeded", self._config.retry_after_s)
 
     def _submit(self, works: list[Any], *, stream: bool) -> Submission:

@@ -1,4 +1,4 @@
-"""`import_path: tolserve.app_builder:build` of a Serve config file (`infra/serve.yaml`); its `args` are ServeConfig's."""
+"""The `import_path` of a Serve config file, `tolserve.app_builder:build` (see infra/serve.yaml)."""
 
 from tolserve.on_ray.builder import build
 

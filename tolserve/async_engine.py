@@ -25,15 +25,22 @@ Work = tuple[list[int], SamplingParams]
 class StepEngine(Protocol):
     """The part of `tolserve.engine.Engine` that serving needs; one thread uses it."""
 
-    def add_request(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> None: ...
+    def add_request(self, request_id: str, prompt_token_ids: list[int], params: SamplingParams) -> None:
+        """Queue a request; a ValueError refuses it."""
 
-    def cancel(self, request_id: str) -> Any: ...
+    def cancel(self, request_id: str) -> Any:
+        """End a request and free what it holds; unknown ids are ignored."""
 
-    def step(self) -> list[RequestOutput]: ...
+    def step(self) -> list[RequestOutput]:
+        """Compute one step; what it added to each request."""
+        ...
 
-    def has_work(self) -> bool: ...
+    def has_work(self) -> bool:
+        """Whether a step would compute anything."""
+        ...
 
-    def stats(self) -> Any: ...
+    def stats(self) -> Any:
+        """Counts since the start and the state now."""
 
 
 class Submission(Protocol):

@@ -32,9 +32,7 @@ async def prepare(
 
     def parse() -> list[Prompt]:
         choices = request.num_choices
-        return parse_prompts(
-            request.prompt, model, tokenizer, longest_token=_LONGEST_TOKEN_CHARS, choices=choices
-        )
+        return parse_prompts(request.prompt, model, tokenizer, longest_token=_LONGEST_TOKEN_CHARS, choices=choices)
 
     texts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
     long = isinstance(texts, list) and sum(len(t) for t in texts if isinstance(t, str)) > _BLOCKING_CHARS

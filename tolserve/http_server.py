@@ -95,7 +95,7 @@ class HttpServer:
         )
         self._server = uvicorn.Server(config)
         serving = asyncio.create_task(self._server.serve([self._socket]))
-        while not self._server.started and not serving.done():
+        while not self._server.started and not serving.done():  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.005)
         self._accepts.set()
         if self._background is None:

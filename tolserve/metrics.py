@@ -119,14 +119,10 @@ class Metrics:
         )
         self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of answered requests.")
         self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated.")
-        self.ttft = self._histogram(
-            "vllm:time_to_first_token_seconds", "From request to first token.", _LATENCY_S
-        )
+        self.ttft = self._histogram("vllm:time_to_first_token_seconds", "From request to first token.", _LATENCY_S)
         self.inter_token = self._histogram("vllm:inter_token_latency_seconds", "Between tokens.", _TOKEN_S)
         self.latency = self._histogram("vllm:e2e_request_latency_seconds", "From request to end.", _LATENCY_S)
-        self.request_prompt = self._histogram(
-            "vllm:request_prompt_tokens", "Prompt tokens a prompt.", _TOKENS
-        )
+        self.request_prompt = self._histogram("vllm:request_prompt_tokens", "Prompt tokens a prompt.", _TOKENS)
         self.request_generation = self._histogram(
             "vllm:request_generation_tokens", "Tokens generated a generation.", _TOKENS
         )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from tolbuild.checkpoint import open_checkpoint
+
 from tolbuild.config import ModelConfig
 from tolbuild.table import Table, open_table
 from tolserve.engine.build import requested_bands
@@ -18,10 +20,10 @@ from tolserve.memory.cached import CachedSource, arena_slots, slots_for
 from tolserve.memory.client import ClientConfig, PartitionedClient
 from tolserve.memory.device_table import DeviceTable
 from tolserve.memory.loading import TableStore
+from tolserve.memory.local import StoreFetcher
 from tolserve.memory.policy import LRU
 from tolserve.memory.source import RowFetcher, RowSource
 from tolserve.memory.spec import RowSpec
-from tolserve.memory.local import StoreFetcher
 from tolserve.serve_config import ServeConfig, max_model_len
 
 _log = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ Addresses = list[list[tuple[str, int]]]
 
 def engine_config(config: ServeConfig, shape: ModelConfig) -> EngineConfig:
     """The engine's settings for this model."""
-    automatic = "bfloat16" if config.num_gpus > 0 else "float32"
+    automatic: Literal["bfloat16", "float32"] = "bfloat16" if config.num_gpus > 0 else "float32"
     return EngineConfig(
         block_size=BLOCK_SIZE,
         num_blocks=config.kv_cache_tokens // BLOCK_SIZE,

@@ -10,8 +10,8 @@ Examples:
     RAY_ADDRESS=10.0.0.1:6379 python -m tolserve.run --checkpoint s3://models/mine --table s3://tables/mine \\
       --memory-nodes 4 --replication 2 --attention-replicas 3 --num-gpus 1 --host 0.0.0.0 --api-key SECRET
 
-It serves until Ctrl-C and then takes its nodes down. `serve deploy` with a config file like infra/serve.yaml leaves them
-to Ray Serve instead.
+It serves until Ctrl-C and then takes its nodes down. `serve deploy` with a config file like infra/serve.yaml leaves
+them to Ray Serve instead.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from pydantic import TypeAdapter, ValidationError
+
 from tolbuild.config import ModelConfig
 from tolserve.openai_api.prompts import ModelInfo
 
@@ -117,11 +119,12 @@ class ServeConfig:
             raise ValueError(f"unknown settings: {', '.join(unknown)}; known ones: {', '.join(sorted(known))}")
         if "checkpoint" not in values:
             raise ValueError("the setting 'checkpoint' is missing")
-        given = {key: tuple(value) if key == "drop_layers" else value for key, value in values.items()}
         try:
-            return cls(**given)
-        except TypeError as error:
-            raise ValueError(f"a setting has a wrong type: {error}") from error
+            return TypeAdapter(cls).validate_python(dict(values))
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            where = "".join(f"{part}: " for part in fault["loc"])
+            raise ValueError(f"{where}{fault['msg'].removeprefix('Value error, ')}") from error
 
     @property
     def name(self) -> str:

@@ -142,10 +142,7 @@ def test_the_openai_client_streams(service: Service) -> None:
         stream_options={"include_usage": True},
     )
     chunks = list(stream)
-    texts = {
-        index: "".join(c.text for chunk in chunks for c in chunk.choices if c.index == index)
-        for index in (0, 1)
-    }
+    texts = {index: "".join(c.text for chunk in chunks for c in chunk.choices if c.index == index) for index in (0, 1)}
     assert texts == {0: "ababa", 1: "ababa"}
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 10
     assert [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason] == [
@@ -158,9 +155,7 @@ def test_the_first_token_is_sent_before_the_second_exists(service: Service) -> N
     for engine in service.engines:
         engine.gate.clear()
         engine.let_through = 1
-    stream = iter(
-        service.client().completions.create(model="letters", prompt="qr", max_tokens=2, stream=True)
-    )
+    stream = iter(service.client().completions.create(model="letters", prompt="qr", max_tokens=2, stream=True))
     assert next(stream).choices[0].text == "q"
     for engine in service.engines:
         engine.let_through = 0
@@ -189,9 +184,7 @@ def test_an_evaluation_of_the_prompt_alone(service: Service) -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_faults_have_their_status(
-    service: Service, fields: dict[str, Any], status: int, stream: bool
-) -> None:
+def test_faults_have_their_status(service: Service, fields: dict[str, Any], status: int, stream: bool) -> None:
     answered, body, headers = service.post(stream=stream, **fields)
     assert answered == status
     assert set(body["error"]) == {"message", "type", "param", "code"}
@@ -211,9 +204,7 @@ def test_faults_have_their_status(
         ("GET", "/v1/models/other", None, 404),
     ],
 )
-def test_bad_requests_are_refused(
-    service: Service, method: str, path: str, body: bytes | None, status: int
-) -> None:
+def test_bad_requests_are_refused(service: Service, method: str, path: str, body: bytes | None, status: int) -> None:
     answered, answer, _ = service.raw(method, path, body)
     assert (answered, answer["error"]["type"]) == (status, "invalid_request_error")
 
@@ -292,9 +283,7 @@ def test_a_lost_replica_is_replaced_for_what_has_not_streamed_and_fails_what_has
             results[name] = service.post(**fields)
 
         def streamed() -> None:
-            stream = service.client().completions.create(
-                model="letters", prompt="s", max_tokens=4000, stream=True
-            )
+            stream = service.client().completions.create(model="letters", prompt="s", max_tokens=4000, stream=True)
             try:
                 for _ in stream:
                     results["seen"] = results.get("seen", 0) + 1
@@ -321,9 +310,7 @@ def test_a_lost_replica_is_replaced_for_what_has_not_streamed_and_fails_what_has
         assert service.post()[0] == 200
         service.links[1 - victim].stop()
         status, body, headers = service.post()
-        assert (
-            status == 503 and "no attention replica" in body["error"]["message"] and "retry-after" in headers
-        )
+        assert status == 503 and "no attention replica" in body["error"]["message"] and "retry-after" in headers
         assert service.raw("GET", "/health")[0] == 503
 
 

@@ -78,13 +78,9 @@ class ScriptedEngine:
                 raise self._fail[prompt[0]]
             del self._open[request_id]
             error = self._fail[prompt[0]]
-            return RequestOutput(
-                request_id=request_id, tokens=(), finished=True, finish_reason="error", error=error
-            )
+            return RequestOutput(request_id=request_id, tokens=(), finished=True, finish_reason="error", error=error)
         token = prompt[done % len(prompt)]
-        tops = (
-            None if params.logprobs is None else tuple((token + i, -1.0 - i) for i in range(params.logprobs))
-        )
+        tops = None if params.logprobs is None else tuple((token + i, -1.0 - i) for i in range(params.logprobs))
         tokens = (TokenOutput(token) if tops is None else TokenOutput(token, -1.0, tops),)
         if params.max_tokens == 0:
             tokens = ()
@@ -102,7 +98,5 @@ class ScriptedEngine:
             finished=finished,
             finish_reason="length" if finished else None,
             prompt_logprobs=scores,
-            bill=MemoryCharge(
-                rows_needed=done + 1, rows_unique=1, hits_by_tier={"cache": 0.5}, bytes_moved=10.0
-            ),
+            bill=MemoryCharge(rows_needed=done + 1, rows_unique=1, hits_by_tier={"cache": 0.5}, bytes_moved=10.0),
         )

@@ -1,4 +1,4 @@
-"""What the gateway adds: CPU time a token, time to the first token, throughput, against the same engine called directly.
+"""What the gateway adds to an engine called directly: CPU time a token, time to the first token, throughput.
 
 The whole deployment runs on a Ray cluster of its own: gateway and attention node as Serve deployments, streams over
 HTTP. The competitor is the same engine on the same weights, stepped in this process. CPU time is that of the gateway's
@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-
 from tolbuild.checkpoint import open_checkpoint
+
 from tolserve.bench.report import alternate, estimate
 from tolserve.engine.engine import Engine
 from tolserve.engine.load import build_engine

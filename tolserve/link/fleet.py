@@ -70,11 +70,7 @@ class _Generation:
             self._put(output)
         elif self._started or self._retried:
             name = self._link.name if self._link else "?"
-            self._put(
-                aborted(
-                    "", RemoteError("unavailable", f"attention replica {name} was lost; please try again")
-                )
-            )
+            self._put(aborted("", RemoteError("unavailable", f"attention replica {name} was lost; please try again")))
         else:
             self._retried = True
             self.start()

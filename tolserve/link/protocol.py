@@ -136,15 +136,11 @@ def _full_output(text: str, token_ids: list[int], rest: dict[str, Any]) -> Reque
     prompt, error = rest.get("prompt"), rest.get("error")
     return RequestOutput(
         request_id="",
-        tokens=tuple(
-            _token(token, logprob, tops) for token, (logprob, tops) in zip(token_ids, logprobs, strict=True)
-        ),
+        tokens=tuple(_token(token, logprob, tops) for token, (logprob, tops) in zip(token_ids, logprobs, strict=True)),
         text=text,
         finished="finish" in rest,
         finish_reason=rest.get("finish"),
-        prompt_logprobs=None
-        if prompt is None
-        else tuple(None if one is None else _token(*one) for one in prompt),
+        prompt_logprobs=None if prompt is None else tuple(None if one is None else _token(*one) for one in prompt),
         bill=None if rest.get("bill") is None else MemoryCharge(**rest["bill"]),
         error=None if error is None else RemoteError(*error),
     )
@@ -163,9 +159,7 @@ def merged(outputs: list[RequestOutput]) -> RequestOutput:
         text="".join(output.text for output in outputs),
         finished=last.finished,
         finish_reason=last.finish_reason,
-        prompt_logprobs=next(
-            (one.prompt_logprobs for one in outputs if one.prompt_logprobs is not None), None
-        ),
+        prompt_logprobs=next((one.prompt_logprobs for one in outputs if one.prompt_logprobs is not None), None),
         bill=last.bill,
         error=last.error,
     )

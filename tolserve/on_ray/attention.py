@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from tolserve.membership import View
@@ -14,11 +13,10 @@ from tolserve.replica import AttentionReplica
 from tolserve.serve_config import ServeConfig
 
 
-@serve.deployment
 class AttentionDeployment:
     """A replica with an engine of its own; gateways connect to its link."""
 
-    async def __init__(self, config: ServeConfig, directory: DeploymentHandle[Any]) -> None:
+    async def __init__(self, config: ServeConfig, directory: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         version = await ask(directory, "table_version")
         addresses = await wait_for_memory(directory, config.num_partitions)
         self._num_partitions = config.num_partitions

@@ -7,8 +7,8 @@ from typing import Any
 
 import ray
 from ray import serve
-
 from tolbuild.checkpoint import open_checkpoint
+
 from tolbuild.table import open_table
 from tolserve.on_ray.attention import AttentionDeployment
 from tolserve.on_ray.directory import DirectoryDeployment
@@ -36,27 +36,34 @@ def build(args: dict[str, Any]) -> serve.Application:
 def build_app(config: ServeConfig) -> serve.Application:
     """The application for `config`; see `build`."""
     version = check(config)
-    directory = DirectoryDeployment.options(
-        user_config={"table_version": version}, ray_actor_options=_actor(0), **_HEALTH
-    ).bind()
+    directory = (
+        serve.deployment(DirectoryDeployment)
+        .options(user_config={"table_version": version}, ray_actor_options=_actor(0))
+        .bind()
+    )
     memory = [
-        MemoryNodeDeployment.options(
+        serve.deployment(MemoryNodeDeployment)
+        .options(
             name=f"MemoryNodes-{index}",
             num_replicas=config.replication,
             max_replicas_per_node=_replicas_per_node(config.replication),
             ray_actor_options=_actor(0),
-            **_HEALTH,
-        ).bind(config, index, directory)
+        )
+        .bind(config, index, directory)
         for index in range(config.num_partitions)
     ]
-    attention = AttentionDeployment.options(
-        num_replicas=config.attention_replicas,
-        ray_actor_options=_actor(config.num_cpus, num_gpus=config.num_gpus),
-        **_HEALTH,
-    ).bind(config, directory)
+    attention = (
+        serve.deployment(AttentionDeployment)
+        .options(
+            num_replicas=config.attention_replicas,
+            ray_actor_options=_actor(config.num_cpus, num_gpus=config.num_gpus),
+        )
+        .bind(config, directory)
+    )
     place = {f"node:{config.gateway_node}": 0.001} if config.gateway_node else {}
-    gateway = GatewayDeployment.options(ray_actor_options=_actor(0, resources=place), **_HEALTH)
-    return gateway.bind(config, directory, attention, *memory)
+    gateway = _deployment(GatewayDeployment, ray_actor_options=_actor(0, resources=place))
+    application: serve.Application = gateway.bind(config, directory, attention, *memory)
+    return application
 
 
 def check(config: ServeConfig) -> int | None:
@@ -83,6 +90,11 @@ def check(config: ServeConfig) -> int | None:
     if config.pinned_bands > len(manifest.bands):
         raise ValueError(f"--pinned-bands is {config.pinned_bands}; the table has {len(manifest.bands)} bands")
     return int(manifest.version)
+
+
+def _deployment(kind: type[Any], **options: Any) -> serve.Deployment:
+    deployment: serve.Deployment = serve.deployment(**_HEALTH, **options)(kind)
+    return deployment
 
 
 def _actor(num_cpus: float, **more: Any) -> dict[str, Any]:

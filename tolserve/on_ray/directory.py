@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from tolserve.membership import HEARTBEAT_S, Directory, Kind, Member, View
@@ -21,10 +20,10 @@ _CALL_TIMEOUT_S = 5.0
 _MEMORY_PATIENCE_S = 0.2
 
 
-@serve.deployment
 class DirectoryDeployment:
     """Knows who is there and which table version is served. The version is data (`user_config`), so that a new one
-    restarts nobody."""
+    restarts nobody.
+    """
 
     def __init__(self) -> None:
         self._directory = Directory()

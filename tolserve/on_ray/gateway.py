@@ -1,6 +1,7 @@
 """The endpoint as a Serve deployment: HTTP on a port of its own, links to the attention nodes.
 
-HTTP does not come through Serve's proxy: there each token would be a Ray object of its own (see benchmarks/).
+HTTP does not come through Serve's proxy, where every chunk of a stream is a Ray object of its own: with 32 clients a
+token took 0.9 ms of CPU in proxy and replica there and 0.05 ms here, the first one 90 ms longer.
 """
 
 from __future__ import annotations
@@ -8,10 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from ray import serve
 from ray.serve.handle import DeploymentHandle
-
 from tolbuild.checkpoint import open_checkpoint
+
 from tolserve.app import App, AppConfig
 from tolserve.http_server import HttpServer
 from tolserve.link.fleet import Fleet
@@ -20,11 +20,10 @@ from tolserve.on_ray.directory import Membership
 from tolserve.serve_config import ServeConfig, model_info
 
 
-@serve.deployment
 class GatewayDeployment:
     """Binds the port when made. `nodes` are the other deployments, which Serve thereby keeps in one application."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, config: ServeConfig, directory: DeploymentHandle[Any], *nodes: DeploymentHandle[Any]
     ) -> None:
         self._config = config

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ray
 from ray import serve
-from ray.serve.schema import ApplicationStatus, DeploymentStatusOverview, ReplicaState
+from ray.serve.schema import ApplicationStatus, DeploymentStatusOverview
 
 from tolbuild.table.errors import ToLError
 from tolserve.membership import View
@@ -45,7 +45,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(address="auto", log_to_driver=False, logging_level="ERROR", configure_logging=False)
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except ConnectionError as error:
         raise NoClusterError(
             "no Ray cluster to connect to. Start one on this machine with `ray start --head`, or name one with "
@@ -132,7 +132,7 @@ def progress_line(running: Mapping[str, int], config: ServeConfig) -> str:
 
 
 def _num_running(deployment: DeploymentStatusOverview) -> int:
-    return deployment.replica_states.get(ReplicaState.RUNNING, 0)
+    return sum(count for state, count in deployment.replica_states.items() if state == "RUNNING")
 
 
 @contextlib.contextmanager
@@ -144,7 +144,7 @@ def own_cluster(folder: Path, *, num_cpus: int = 4) -> Iterator[None]:
         include_dashboard=False,
         object_store_memory=100_000_000,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         _temp_dir=str(folder),
         _node_ip_address="127.0.0.1",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from tolserve.memory.node import MemoryNode, NodeConfig
@@ -15,11 +14,10 @@ from tolserve.serve_config import ServeConfig
 from tolserve.transport.server import ServerConfig
 
 
-@serve.deployment
 class MemoryNodeDeployment:
     """A replica of one partition: its row server runs in a thread of this process, on a free port."""
 
-    async def __init__(self, config: ServeConfig, partition: int, directory: DeploymentHandle[Any]) -> None:
+    async def __init__(self, config: ServeConfig, partition: int, directory: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         assert config.table is not None
         node = NodeConfig(
             table=config.table,

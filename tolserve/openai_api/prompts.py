@@ -14,17 +14,25 @@ class Encoding(Protocol):
     """What encoding a text gives."""
 
     @property
-    def ids(self) -> list[int]: ...
+    def ids(self) -> list[int]:
+        """Its tokens."""
+        ...
 
 
 class Tokenizer(Protocol):
     """The part of `tokenizers.Tokenizer` that the API needs."""
 
-    def encode(self, sequence: str) -> Encoding: ...
+    def encode(self, sequence: str) -> Encoding:
+        """The tokens of a text."""
+        ...
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of some tokens."""
+        ...
 
-    def id_to_token(self, id: int) -> str | None: ...
+    def id_to_token(self, id: int) -> str | None:  # noqa: A002 - the library's name
+        """The token as the vocabulary writes it."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +71,7 @@ def _forms(prompt: Any) -> list[str | list[int]]:
             return cast("list[str | list[int]]", prompt)
         if not any(isinstance(item, str | list) for item in prompt):
             return [cast("list[int]", prompt)]
-    raise invalid(
-        "prompt must be a text, token ids, or a non-empty list of texts or of token id lists", "prompt"
-    )
+    raise invalid("prompt must be a text, token ids, or a non-empty list of texts or of token id lists", "prompt")
 
 
 def _too_long(num_tokens: int | str, model: ModelInfo) -> ApiError:
@@ -87,13 +93,9 @@ def _from_ids(ids: list[Any], model: ModelInfo) -> Prompt:
         raise _too_long(len(ids), model)
     for position, token in enumerate(ids):
         if type(token) is not int:
-            raise invalid(
-                f"prompt token {position} is {type(token).__name__}; it must be an integer", "prompt"
-            )
+            raise invalid(f"prompt token {position} is {type(token).__name__}; it must be an integer", "prompt")
         if not 0 <= token < model.vocab_size:
-            raise invalid(
-                f"prompt token {position} is {token}; the vocabulary ends at {model.vocab_size}", "prompt"
-            )
+            raise invalid(f"prompt token {position} is {token}; the vocabulary ends at {model.vocab_size}", "prompt")
     return Prompt(ids)
 
 

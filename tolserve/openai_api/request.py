@@ -46,9 +46,7 @@ class CompletionRequest(BaseModel):
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = False
     stop: str | list[str] | None = None
-    stop_token_ids: (
-        Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_STOP_STRINGS)] | None
-    ) = None
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_STOP_STRINGS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     ignore_eos: bool = False
     memory_bill: bool = False
@@ -68,9 +66,7 @@ class CompletionRequest(BaseModel):
             raise ValueError(f"{len(texts)} stop strings; at most {MAX_STOP_STRINGS} are taken")
         for text in texts:
             if not 0 < len(text) <= MAX_STOP_CHARS:
-                raise ValueError(
-                    f"a stop string has {len(text)} characters; it must have 1 to {MAX_STOP_CHARS}"
-                )
+                raise ValueError(f"a stop string has {len(text)} characters; it must have 1 to {MAX_STOP_CHARS}")
         return value
 
     @property
@@ -99,11 +95,7 @@ def parse_request(body: bytes) -> CompletionRequest:
         request = CompletionRequest.model_validate_json(body)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        path = [
-            str(part)
-            for part in fault["loc"]
-            if not str(part).startswith(("function-", "list[", "constrained-"))
-        ]
+        path = [str(part) for part in fault["loc"] if not str(part).startswith(("function-", "list[", "constrained-"))]
         if fault["type"] == "json_invalid":
             raise invalid(f"the body is no valid JSON: {fault['msg']}") from None
         if fault["type"] == "extra_forbidden":
@@ -116,9 +108,7 @@ def parse_request(body: bytes) -> CompletionRequest:
     return request
 
 
-def sampling_params(
-    request: CompletionRequest, *, choice: int, vocab_size: int, max_tokens: int
-) -> SamplingParams:
+def sampling_params(request: CompletionRequest, *, choice: int, vocab_size: int, max_tokens: int) -> SamplingParams:
     """What the engine is told for choice `choice` of a prompt; choices of one seed draw from different ones.
 
     `max_tokens` is the request's bound, already cut to what the model's length leaves.

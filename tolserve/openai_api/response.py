@@ -34,9 +34,7 @@ class LogprobsWriter:
         out: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for position, token in enumerate(tokens):
             text = token_text(self._tokenizer, prompt_ids[position] if token is None else token.token_id)
-            tops = (
-                None if token is None else {token_text(self._tokenizer, i): p for i, p in token.top_logprobs}
-            )
+            tops = None if token is None else {token_text(self._tokenizer, i): p for i, p in token.top_logprobs}
             if token is not None and tops is not None:
                 tops.setdefault(text, token.logprob or 0.0)
             out["tokens"].append(text)
@@ -110,19 +108,13 @@ def sum_bills(bills: Sequence[MemoryCharge | None]) -> dict[str, Any] | None:
     known = [asdict(bill) for bill in bills if bill is not None]
     if not known:
         return None
-    total: dict[str, Any] = {
-        key: sum(bill[key] for bill in known) for key in known[0] if key != "hits_by_tier"
-    }
+    total: dict[str, Any] = {key: sum(bill[key] for bill in known) for key in known[0] if key != "hits_by_tier"}
     tiers = sorted({tier for bill in known for tier in bill["hits_by_tier"]})
-    total["hits_by_tier"] = {
-        tier: sum(bill["hits_by_tier"].get(tier, 0.0) for bill in known) for tier in tiers
-    }
+    total["hits_by_tier"] = {tier: sum(bill["hits_by_tier"].get(tier, 0.0) for bill in known) for tier in tiers}
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in total.items()}
 
 
-def completion(
-    request_id: str, model: str, created: int, choices: list[Choice], counts: dict[str, Any]
-) -> bytes:
+def completion(request_id: str, model: str, created: int, choices: list[Choice], counts: dict[str, Any]) -> bytes:
     """The whole answer of a request that does not stream."""
     body = {"id": request_id, "object": "text_completion", "created": created, "model": model}
     return json.dumps({**body, "choices": choices, "usage": counts}, ensure_ascii=False).encode()
@@ -131,9 +123,7 @@ def completion(
 class StreamWriter:
     """Server-sent events of one request; what does not change from token to token is formatted once."""
 
-    def __init__(
-        self, request_id: str, model: str, created: int, *, num_choices: int, with_usage: bool
-    ) -> None:
+    def __init__(self, request_id: str, model: str, created: int, *, num_choices: int, with_usage: bool) -> None:
         head = (
             f'data: {{"id":{json.dumps(request_id)},"object":"text_completion","created":{created},'
             f'"model":{json.dumps(model)},'
