@@ -1,0 +1,135 @@
+"""Writing a checkpoint: checked first, then put under any writable URL with Hugging Face's file names."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from tolbuild.checkpoint.files import INDEX, TORCH_DTYPES, WEIGHTS
+from tolbuild.checkpoint.shapes import check_finite, check_shapes
+from tolbuild.config import ModelConfig
+from tolbuild.table.local_store import SCRATCH
+from tolbuild.table.store import Credentials, Store, open_store
+
+DEFAULT_SHARD_BYTES = 2 * 1024**3
+"""Weight files end before this size: a file is held in memory once while it is written."""
+
+_STORED = {str(TORCH_DTYPES[name]).removeprefix("torch.") for name in ("F64", "F32", "F16", "BF16")}
+_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+
+
+def save_checkpoint(
+    url: str | Path,
+    config: ModelConfig,
+    state_dict: Mapping[str, Tensor],
+    *,
+    tokenizer_json: str | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    credentials: Credentials | None = None,
+) -> None:
+    """Write config.json, the weights and the tokenizer's two files, each whole or not at all.
+
+    Tensors keep their types; `torch_dtype` in config.json is that of the embedding. An older checkpoint at the place
+    is replaced; config.json comes last, so that a place where a first save was interrupted holds no checkpoint.
+
+    Args:
+        state_dict: every tensor of the config's model by name, and no other.
+        tokenizer_json: text of tokenizer.json; None writes no tokenizer.
+        max_shard_bytes: weights beyond this go to numbered files with an index. A tensor is never cut.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected, of a wrong shape or type or holds no finite numbers (named).
+        StoreError: the place cannot be written.
+    """
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1")
+    _check_state(config, state_dict)
+    dtype = str(state_dict["model.embed_tokens.weight"].dtype).removeprefix("torch.")
+    config = replace(config, torch_dtype=dtype)
+    store = open_store(url, credentials)
+    try:
+        shards = plan_shards(state_dict, max_shard_bytes)
+        _remove_other_files(store, {*shards, *([INDEX] if len(shards) > 1 else [])})
+        for key, names in shards.items():
+            tensors = {name: state_dict[name].detach().cpu().contiguous() for name in names}
+            store.write(key, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+        if len(shards) > 1:
+            store.write(INDEX, _index(state_dict, shards))
+        if tokenizer_json is not None:
+            store.write("tokenizer.json", tokenizer_json.encode())
+            store.write("tokenizer_config.json", _tokenizer_config(config, tokenizer_json))
+        store.write("config.json", _as_json({"architectures": ["MemoryLLM"], **config.to_dict()}))
+        _remove_scratch(store)
+    finally:
+        store.close()
+
+
+def plan_shards(state_dict: Mapping[str, Tensor], max_shard_bytes: int) -> dict[str, list[str]]:
+    """Names of the tensors of each weight file, in the order of the state dict, files filled up to the bound."""
+    groups: list[list[str]] = [[]]
+    held = 0
+    for name, tensor in state_dict.items():
+        if groups[-1] and held + tensor.nbytes > max_shard_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += tensor.nbytes
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, start=1)}
+
+
+def _check_state(config: ModelConfig, state_dict: Mapping[str, Tensor]) -> None:
+    check_shapes(config, {name: tuple(tensor.shape) for name, tensor in state_dict.items()}, "the state dict")
+    for name, tensor in state_dict.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in _STORED:
+            raise ValueError(f"tensor {name} is {dtype}; expected one of {', '.join(sorted(_STORED))}")
+        check_finite(tensor, name, "the state dict")
+
+
+def _index(state_dict: Mapping[str, Tensor], shards: Mapping[str, list[str]]) -> bytes:
+    total = sum(tensor.nbytes for tensor in state_dict.values())
+    weight_map = {name: key for key, names in shards.items() for name in names}
+    return _as_json({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+
+
+def _tokenizer_config(config: ModelConfig, tokenizer_json: str) -> bytes:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    values: dict[str, object] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_position_embeddings,
+        "clean_up_tokenization_spaces": False,
+    }
+    for role, token_id in (("bos_token", config.bos_token_id), ("eos_token", config.eos_token_id)):
+        if token_id is not None:
+            values[role] = tokenizer.id_to_token(token_id)
+    return _as_json(values)
+
+
+def _as_json(values: Mapping[str, object]) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def _remove_other_files(store: Store, keep: set[str]) -> None:
+    """Weight files of an older checkpoint, which a reader could take for parts of this one."""
+    for info in store.list():
+        if _OURS.fullmatch(info.key) and info.key not in keep:
+            store.delete(info.key)
+
+
+def _remove_scratch(store: Store) -> None:
+    folder = store.local_path(SCRATCH)
+    if folder is not None:
+        with contextlib.suppress(OSError):  # another writer is at work there
+            folder.rmdir()
+            folder.parent.rmdir()
