@@ -2,9 +2,9 @@
 
     row_L(v) = FFN_L(LN_L(E[v])),  FFN(z) = W_down((W_up z) * SiLU(W_gate z))     (arXiv 2602.00398)
 
-The bits of a row depend on the shape of the product that it was computed in, so rows are always computed in chunks of one
-fixed size: whoever computes a chunk, alone or among others, gets the same bits. One kernel thread (callers set it with
-torch.set_num_threads(1)); parallelism is over chunks, layers and processes, and torch releases the GIL in every product.
+The bits of a row depend on the shape of the product that it was computed in, so rows are always computed in chunks of
+one fixed size: whoever computes a chunk, alone or among others, gets the same bits. One kernel thread (callers set it
+with torch.set_num_threads(1)); parallelism is over chunks, layers and processes: torch's products release the GIL.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_CHUNK_ROWS = 2048
 """Beyond this a product gains nothing, and a worker's memory grows."""
 
 _TILE_ROWS = 512
-"""Rows of one product on a CPU. 512 reach 0.96 of a large square product; 2048 reach 0.98 with four times the scratch."""
+"""Rows of one product on a CPU: 512 reach 0.96 of a large square product, 2048 0.98 with four times the scratch."""
 
 _ALIGNMENT_BYTES = 64
 """BLAS may add in another order where an operand starts off a cache line, as a tensor in a mapped file can."""
@@ -56,7 +56,9 @@ class MemoryFFN:
         for name, shape in expected.items():
             tensor: Tensor = getattr(self, name)
             if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} has shape {list(tensor.shape)}; W_down {[width, hidden]} asks for {list(shape)}")
+                raise ValueError(
+                    f"{name} has shape {list(tensor.shape)}; W_down {[width, hidden]} asks for {list(shape)}"
+                )
             object.__setattr__(self, name, _aligned(tensor.float() if name.startswith("norm") else tensor))
 
     @classmethod
@@ -108,8 +110,8 @@ def chunk_rows(shard_rows: int) -> int:
 def ffn_rows(embedding_ND: Tensor, ffn: MemoryFFN, *, out: Tensor | None = None) -> Tensor:
     """FFN(LN(E)) [N, D] in fp32 of N embeddings on the network's device.
 
-    The normalisation is fp32, products are in the network's type. Equal N gives equal bits for equal rows; another N need
-    not. Give `out` (fp32 [N, D], contiguous) where the result should go.
+    The normalisation is fp32, products are in the network's type. Equal N gives equal bits for equal rows; another N
+    need not. Give `out` (fp32 [N, D], contiguous) where the result should go.
 
     Raises:
         ValueError: embeddings of another width than the network's.
@@ -143,8 +145,8 @@ def _tile_rows(embedding_ND: Tensor, ffn: MemoryFFN, scratch: Tensor, out_ND: Te
 def compute_rows(embedding_ND: Tensor, ffn: MemoryFFN, *, chunk: int) -> Tensor:
     """FFN(LN(E)) [N, D] in fp32 of any number of embeddings, in chunks from the first row on.
 
-    A short last chunk is filled up with zeros before it is computed, so that a row's bits depend on the chunk that it is in
-    and on nothing else. The bits are those of a build whose chunks start at the same tokens.
+    A short last chunk is filled up with zeros before it is computed, so that a row's bits depend on the chunk that it
+    is in and on nothing else. The bits are those of a build whose chunks start at the same tokens.
     """
     count = len(embedding_ND)
     out = torch.empty(embedding_ND.shape, dtype=torch.float32, device=embedding_ND.device)

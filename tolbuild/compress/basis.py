@@ -22,8 +22,8 @@ _GRAM_COLUMNS = 128
 class LayerBasis:
     """rows ~ codes @ basis + mean, for one layer.
 
-    mean_D: fp32. basis_RD: fp32, orthonormal rows, largest energy first; the entry of largest size in each is positive.
-    energies_D: fp64, all D eigenvalues of the centred Gram matrix, descending: squared singular values of (rows - mean).
+    mean_D: fp32. basis_RD: fp32, orthonormal rows, largest energy first; the largest entry of each is positive.
+    energies_D: fp64, all D eigenvalues of the centred Gram matrix, descending: squared singular values of rows - mean.
     offset_R: fp32, what projecting the mean gives, so that projecting need not subtract it from every row.
     """
 

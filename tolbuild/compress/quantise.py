@@ -1,7 +1,7 @@
 """Codes of 8 bits: code = round(x / scale), one scale a component, fitted by error on a fixed sample of tokens.
 
-A maximum over a whole vocabulary is set by a few tokens that hardly occur, so the scale is chosen by the squared error of
-an even sample of the tokens, clipping included; values beyond it saturate.
+A maximum over a whole vocabulary is set by a few tokens that hardly occur, so the scale is chosen by the squared error
+of an even sample of the tokens, clipping included; values beyond it saturate.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ LARGEST_CODE = 127
 """Codes are -127 to 127, symmetric about zero."""
 
 _CLIPPING = tuple(1 - 0.005 * step for step in range(7))
-"""Shares of the sample's largest value that the largest code may stand for. Clipping at c costs the sum of (|x| - c)^2 over
-the values beyond it and saves on N c^2 / (12 * 127^2): with N <= 4096 the least error lies above 0.979 of the largest."""
+"""Shares of the sample's largest value that the largest code may stand for. Clipping at c costs the sum of (|x| - c)^2
+over the values beyond it and saves on N c^2 / (12 * 127^2): with N <= 4096 the least error lies above 0.979 of the
+largest value."""
 
 _NOTHING = 1e-30
 """Steps for values below this would leave the range of fp32's normal numbers."""
