@@ -85,5 +85,5 @@ def row_checks(checkpoint: Checkpoint, table: Table | None) -> RowChecks:
         return row_D
 
     layers = range(checkpoint.config.num_hidden_layers)
-    stated = {} if table is None else {stats.layer: stats.max_relative_error for stats in table.manifest.layers}
+    stated = {} if table is None else {stats.layer: stats.max_relative_error for stats in table.manifest.layer_stats}
     return RowChecks(recompute=recompute, bounds={layer: stated.get(layer, 0.0) + _ROUNDING for layer in layers})

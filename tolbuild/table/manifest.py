@@ -1,0 +1,253 @@
+"""A table version: what it holds, how its codes are made, where every object is and what its bytes must sum to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from tolbuild.table import documents
+from tolbuild.table.errors import FormatError
+from tolbuild.table.layout import ShardedLayout
+from tolbuild.table.plain import from_plain, to_plain
+
+FORMAT = "tol/1"
+IDENTITY_BYTES = 16
+
+IDENTITY, BASIS = "identity", "basis"
+"""Transforms: rows as they are; coefficients in an orthonormal basis, array `basis-LLL` [R, D] by layer."""
+NONE, MEAN = "none", "mean"
+"""Predictors: nothing; the layer's mean row, array `means` [L, D]."""
+CAST, SCALED = "cast", "scaled"
+"""Quantisers: rounded to the type; integers times a scale by component, array `scales` [L, D], or where there is a basis
+folded into that and no array."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectSum:
+    """One object: key under the table's URL, bytes, CRC-32C of them."""
+
+    key: str
+    size: int
+    crc32c: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayRef:
+    """A zarr array of the table: its folder, what it holds, and its objects, zarr.json first.
+
+    shard_rows: of a sharded array of codes; None for an array of one chunk.
+    """
+
+    prefix: str
+    shape: tuple[int, ...]
+    dtype: str
+    shard_rows: int | None
+    objects: tuple[ObjectSum, ...]
+
+    @property
+    def name(self) -> str:
+        """Last part of the folder's key."""
+        return self.prefix.rpartition("/")[2]
+
+    @cached_property
+    def layout(self) -> ShardedLayout:
+        """Addresses of the rows of a sharded array."""
+        assert self.shard_rows is not None, f"{self.prefix} is not sharded"
+        return ShardedLayout(prefix=self.prefix, shape=self.shape, dtype=self.dtype, shard_rows=self.shard_rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One step of a band's coding: its name and the small arrays that it reads, those by layer in layer order."""
+
+    name: str
+    arrays: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenClass:
+    """Tokens of a band that are stored alike. This version of the format has one class, `all`, addressed by token id."""
+
+    name: str
+    codes: ArrayRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """Consecutive layers stored together; `ranks[i]` columns for `layers[i]`.
+
+    A row of layer l is  predictor_l + transform_l(quantiser_l(codes)).
+
+    Raises:
+        ValueError: the numbers contradict each other.
+    """
+
+    index: int
+    layers: tuple[int, ...]
+    ranks: tuple[int, ...]
+    transform: Part
+    predictor: Part
+    quantiser: Part
+    classes: tuple[TokenClass, ...]
+
+    def __post_init__(self) -> None:
+        if not self.layers or len(self.layers) != len(self.ranks) or min(self.ranks) < 1:
+            raise ValueError(f"band {self.index} has layers {self.layers} and ranks {self.ranks}")
+        if [token_class.name for token_class in self.classes] != ["all"]:
+            names = [token_class.name for token_class in self.classes]
+            raise ValueError(f"band {self.index} has the token classes {names}; this reader knows one class, 'all'")
+        if self.layout.num_columns != sum(self.ranks):
+            raise ValueError(f"band {self.index}: {self.layout.num_columns} columns, ranks sum to {sum(self.ranks)}")
+        known = ((self.transform, (IDENTITY, BASIS)), (self.predictor, (NONE, MEAN)), (self.quantiser, (CAST, SCALED)))
+        for part, kinds in known:
+            if part.name not in kinds:
+                raise ValueError(f"band {self.index} is made with {part.name!r}; this reader knows {', '.join(kinds)}")
+
+    @property
+    def codes(self) -> ArrayRef:
+        """The array of codes."""
+        return self.classes[0].codes
+
+    @property
+    def layout(self) -> ShardedLayout:
+        """Addresses of the codes."""
+        return self.codes.layout
+
+    @property
+    def dtype(self) -> str:
+        """Type of a code: float32, float16 or int8."""
+        return self.codes.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token."""
+        return self.layout.row_bytes
+
+    def columns(self, layer: int) -> slice:
+        """Columns of one of its layers."""
+        place = self.layers.index(layer)
+        start = sum(self.ranks[:place])
+        return slice(start, start + self.ranks[place])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStats:
+    """What was measured of one layer while it was stored, over all tokens.
+
+    relative_error: |stored - exact| / |exact| over all rows (Frobenius norms). max_relative_error: the same of the worst
+    row. energy: |exact|^2 summed over all values. energy_kept: share of the centred energy within the rank, 1 at full.
+    """
+
+    layer: int
+    rank: int
+    relative_error: float
+    max_relative_error: float
+    energy: float
+    energy_kept: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """One version. `arrays` are the small ones: row_crc32c [V, bands] and what the bands' parts name.
+
+    Raises:
+        ValueError: the numbers contradict each other.
+    """
+
+    version: int
+    plan_hash: str
+    model_fingerprint: str
+    vocab_size: int
+    num_layers: int
+    hidden_size: int
+    bands: tuple[Band, ...]
+    dropped_layers: tuple[int, ...]
+    layer_stats: tuple[LayerStats, ...]
+    arrays: tuple[ArrayRef, ...]
+    receipts: tuple[ObjectSum, ...]
+    metadata: tuple[ObjectSum, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    write_id: str = ""
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        if self.version < 1:
+            raise ValueError(f"version {self.version}; versions count from 1")
+        if [band.index for band in self.bands] != list(range(len(self.bands))) or not self.bands:
+            raise ValueError(f"bands are numbered {[band.index for band in self.bands]}; expected 0, 1, ...")
+        layers = sorted([layer for band in self.bands for layer in band.layers] + list(self.dropped_layers))
+        if layers != list(range(self.num_layers)):
+            raise ValueError(f"bands and dropped layers name the layers {layers} of {self.num_layers}")
+        names = {array.name for array in self.arrays}
+        for band in self.bands:
+            if band.layout.vocab_size != self.vocab_size:
+                raise ValueError(f"band {band.index} has {band.layout.vocab_size} tokens; V is {self.vocab_size}")
+            wanted = {name for part in (band.transform, band.predictor, band.quantiser) for name in part.arrays}
+            if not wanted | {"row_crc32c"} <= names:
+                raise ValueError(f"band {band.index} needs the arrays {sorted(wanted - names)}, which are not named")
+
+    @property
+    def key(self) -> str:
+        """Where the document is."""
+        return manifest_key(self.version)
+
+    @cached_property
+    def identity(self) -> bytes:
+        """16 bytes that name this version wherever rows of it travel."""
+        return documents.body_digest(self._body())[:IDENTITY_BYTES]
+
+    @property
+    def objects(self) -> tuple[ObjectSum, ...]:
+        """Every object that the version consists of, the manifest itself apart."""
+        arrays = [*(band.codes for band in self.bands), *self.arrays]
+        return (*(item for array in arrays for item in array.objects), *self.receipts, *self.metadata)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the arrays: what a reader needs, receipts apart."""
+        return sum(item.size for item in self.objects) - sum(item.size for item in self.receipts)
+
+    def array(self, name: str) -> ArrayRef:
+        """One of the small arrays.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        return {array.name: array for array in self.arrays}[name]
+
+    def band_of(self, layer: int) -> Band | None:
+        """The band that holds a layer; None where it is dropped.
+
+        Raises:
+            ValueError: the model has no such layer.
+        """
+        if not 0 <= layer < self.num_layers:
+            raise ValueError(f"layer {layer}: the model has layers 0 to {self.num_layers - 1}")
+        return next((band for band in self.bands if layer in band.layers), None)
+
+    def to_bytes(self) -> bytes:
+        """The document."""
+        return documents.encode(self._body())
+
+    def _body(self) -> dict[str, Any]:
+        return {"format": FORMAT, **to_plain(self)}
+
+    @classmethod
+    def from_bytes(cls, data: bytes, key: str) -> Manifest:
+        """The manifest of a document.
+
+        Raises:
+            TableCorruptError: the bytes are not what was written.
+            FormatError: another format, or a version of it that this reader does not know.
+        """
+        body = documents.decode(data, key)
+        found = body.pop("format", None)
+        if found != FORMAT:
+            raise FormatError(f"{key} has the format {found!r}; this reader knows {FORMAT!r}")
+        return from_plain(cls, body, key)
+
+
+def manifest_key(version: int) -> str:
+    """Key of a version's document."""
+    return f"manifests/{version:08d}.json"

@@ -1,0 +1,168 @@
+"""Objects under a URL: one interface, and the one place that turns a URL and credentials into something that has it.
+
+Writable: file paths and file://, s3:// and memory://. Anything else that fsspec opens (https://, ...) is read-only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+Offsets = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """Where an S3-compatible service is and who asks; an empty field leaves the choice to the client library."""
+
+    endpoint_url: str = ""
+    access_key: str = ""
+    secret_key: str = ""
+    session_token: str = ""
+    region: str = ""
+
+    @classmethod
+    def from_environment(cls) -> Credentials:
+        """The AWS_* variables as they stand now; AWS_ENDPOINT_URL_S3 goes before AWS_ENDPOINT_URL."""
+        get = os.environ.get
+        return cls(
+            endpoint_url=get("AWS_ENDPOINT_URL_S3") or get("AWS_ENDPOINT_URL", ""),
+            access_key=get("AWS_ACCESS_KEY_ID", ""),
+            secret_key=get("AWS_SECRET_ACCESS_KEY", ""),
+            session_token=get("AWS_SESSION_TOKEN", ""),
+            region=get("AWS_REGION") or get("AWS_DEFAULT_REGION", ""),
+        )
+
+    def __repr__(self) -> str:
+        return f"Credentials(endpoint_url={self.endpoint_url!r}, region={self.region!r}, keys hidden)"
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a listing: its key under the store's URL and its size in bytes."""
+
+    key: str
+    size: int
+
+
+class Store(Protocol):
+    """Objects by key under one URL. Keys are relative, parts divided by `/`.
+
+    Every method raises StoreError where the place cannot be reached or refuses, and ObjectNotFoundError for a key that
+    is not there.
+    """
+
+    url: str
+
+    def read(self, key: str) -> bytes:
+        """The whole object."""
+
+    def read_scattered(self, key: str, starts: Offsets, outs: Sequence[NDArray[np.uint8]]) -> None:
+        """A byte range of one object into each of `outs` (contiguous uint8), from the start of the same place in `starts`.
+
+        Raises:
+            StoreError: the object ends before a range does.
+        """
+
+    def write(self, key: str, *parts: bytes | NDArray[np.uint8]) -> None:
+        """Put a whole object, its parts one after another, in place at once, over an old one if there is one; durable on
+        return."""
+
+    def create(self, key: str, data: bytes) -> None:
+        """Put an object if its key is free.
+
+        Raises:
+            ObjectExistsError: it is not; of many concurrent creators exactly one succeeds.
+        """
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        """Every object whose key starts with the folder `prefix`, sorted by key."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens where there is none."""
+
+    def size(self, key: str) -> int:
+        """Bytes of an object."""
+
+    def local_path(self, key: str) -> Path | None:
+        """The object's file where the store is a folder of this machine, else None."""
+
+    def close(self) -> None:
+        """Give back descriptors and connections."""
+
+
+def open_store(url: str | Path, credentials: Credentials | None = None) -> Store:
+    """The store of a URL; nothing is read or made yet.
+
+    Args:
+        url: a path, file://, s3://bucket/prefix, memory://name, or what else fsspec reads.
+        credentials: for s3://; None takes them from the environment.
+
+    Raises:
+        ValueError: the URL is empty or its scheme is unknown.
+        StoreError: the package for the scheme is not installed.
+    """
+    text = str(url)
+    if not text:
+        raise ValueError("the URL is empty; give a path, file://, s3:// or memory://")
+    parts = urlsplit(text)
+    if parts.scheme in ("", "file"):
+        from tolbuild.table.local_store import LocalStore
+
+        path = unquote(parts.path) if parts.scheme == "file" else text
+        return LocalStore(Path(path).absolute())
+    if parts.scheme == "s3":
+        from tolbuild.table.s3_store import S3Store
+
+        return S3Store(text, credentials or Credentials.from_environment())
+    from tolbuild.table.fsspec_store import FsspecStore
+
+    return FsspecStore(text)
+
+
+def read_ranges(store: Store, key: str, starts: Offsets, lengths: Offsets, out: NDArray[np.uint8]) -> None:
+    """Byte ranges of one object, one after another into `out` (contiguous uint8, as long as their sum).
+
+    Raises:
+        ValueError: `out` is something else, or there are not as many starts as lengths.
+        StoreError: the object ends before a range does.
+    """
+    if len(starts) != len(lengths):
+        raise ValueError(f"{len(starts)} starts but {len(lengths)} lengths")
+    total = int(np.sum(lengths))
+    if out.dtype != np.uint8 or not out.flags.c_contiguous or out.size != total:
+        raise ValueError(f"out has {out.size} of {out.dtype}; expected {total} contiguous bytes")
+    store.read_scattered(key, starts, np.split(out.reshape(-1), np.cumsum(lengths)[:-1]) if len(lengths) else [])
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One range to ask a remote store for, and which of the wanted ranges lie in it."""
+
+    start: int
+    stop: int
+    members: tuple[int, ...]
+
+
+def merge_ranges(starts: Offsets, lengths: Offsets, *, gap: int) -> list[Merged]:
+    """Fewer, longer ranges that hold all wanted ones: those at most `gap` bytes apart are read as one."""
+    merged: list[Merged] = []
+    members: list[int] = []
+    first = last = 0
+    for place in np.argsort(starts, kind="stable").tolist():
+        start, stop = int(starts[place]), int(starts[place] + lengths[place])
+        if members and start <= last + gap:
+            members.append(place)
+            last = max(last, stop)
+            continue
+        if members:
+            merged.append(Merged(first, last, tuple(members)))
+        first, last, members = start, stop, [place]
+    return [*merged, Merged(first, last, tuple(members))] if members else merged
