@@ -22,12 +22,14 @@ from tolbuild.checkpoint import open_checkpoint
 from tolbuild.plan import Cell, FitCell, Plan, ShardCell, SumCell
 from tolbuild.table.errors import ObjectNotFoundError, TableCorruptError
 from tolbuild.table.store import Credentials, open_store
+from tolbuild.table.writer import write_shard
 from tolbuild.worker.cache import Cache
 from tolbuild.worker.cells import fit_layer, shard_codes, sum_segment
 from tolbuild.worker.encode import LayerFit
 from tolbuild.worker.partials import pack, partial_key, unpack
 from tolbuild.worker.row_source import RowSource
 from tolbuild.worker.spool import Spool
+from tolbuild.worker.table_spec import table_spec
 
 IN_FLIGHT = 2
 """Cells a worker is given at a time: it computes one while the other reads or uploads, and memory stays bounded."""
@@ -89,6 +91,7 @@ class Worker:
         device = pick_device(order.device)
         self._stop = threading.Event()
         self._store = open_store(order.table, order.credentials)
+        self._spec = table_spec(plan)
         spools = plan.needs_sums and (order.rows == "spool" or (order.rows == "auto" and device.type == "cpu"))
         self._spool = Spool(order.spool_dir, order.run, order.spool_bytes if spools else 0)
         widest_band = max(len(band.layers) for band in plan.bands)
@@ -184,7 +187,7 @@ class Worker:
             began = time.perf_counter()
             codes_NC, errors = shard_codes(self._source, self._spool, self._fits, cell, embedding_ND, buffer_ND)
             computed = time.perf_counter()
-        written = write_cell(self._store, plan, cell, codes_NC, errors)
+        receipt = write_shard(self._store, self._spec, cell.band, cell.shard, codes_NC, errors)
         for layer in plan.bands[cell.band].layers:
             for piece in span.steps(plan.chunk_rows):
                 self._spool.drop(layer, piece.start)
@@ -194,7 +197,7 @@ class Worker:
             num_rows=len(span) * len(plan.bands[cell.band].layers),
             compute_s=computed - began,
             transfer_s=read_s + time.perf_counter() - computed,
-            written_bytes=written,
+            written_bytes=receipt.codes.size,
         )
 
     def _write(self, cell: SumCell | FitCell, tensors: dict[str, Tensor]) -> int:

@@ -27,11 +27,11 @@ class BuildConfig:
     """
 
     checkpoint: str
-    """Checkpoint folder: a path, file://, s3:// or another URL, or builtin:tiny, the small model that comes with this."""
+    """Checkpoint folder: a path, s3:// or another URL, or builtin:tiny, the small model that comes with this."""
     table: str
     """Where the table goes: a path, file://, s3://bucket/prefix or memory://."""
     rank: Rank = "full"
-    """full keeps the rows as they are; N keeps the N principal components of every layer's rows (at most the width D)."""
+    """full keeps the rows as they are; N keeps N principal components of every layer's rows (at most the width)."""
     codes: Codes = "fp16"
     """Stored type. int8 has one scale a component, fitted by error on a fixed sample of tokens."""
     layers_per_band: int = 4
@@ -47,11 +47,11 @@ class BuildConfig:
     no_ray: bool = False
     """Build in this one process, a thread a worker, without a Ray cluster."""
     new_version: bool = False
-    """Publish beside a table that stands there with other options or from another checkpoint, as its next version."""
+    """Publish as the next version where a table of other options or another checkpoint stands."""
     dry_run: bool = False
     """Print the plan (cells, arithmetic, bytes, memory a worker) and stop."""
     rows: Literal["auto", "spool", "recompute"] = "auto"
-    """How pass 2 gets the rows of pass 1: from local disk or computed again, with the same bits. auto spools on a CPU."""
+    """How pass 2 gets the rows of pass 1: from local disk or computed again (the same bits); auto spools on a CPU."""
     spool_dir: Path | None = None
     """Folder on each worker's machine for spooled rows; the system's temporary folder when left out."""
     spool_gb: float = 64.0
@@ -66,7 +66,7 @@ class BuildConfig:
                 raise ValueError(f"{_option(name)} is empty; give a path or a URL")
         if self.shard_rows % BLOCK_ROWS:
             near = round(self.shard_rows / BLOCK_ROWS) * BLOCK_ROWS
-            raise ValueError(f"--shard-rows is {self.shard_rows}; it must be a multiple of {BLOCK_ROWS}, such as {near}")
+            raise ValueError(f"--shard-rows is {self.shard_rows}; no multiple of {BLOCK_ROWS}, such as {near}")
         if self.rank != "full" and self.rank < 1:
             raise ValueError(f"--rank is {self.rank}; it must be full or at least 1")
         if self.spool_gb < 0:

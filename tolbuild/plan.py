@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tolbuild.build_config import BLOCK_ROWS, BuildConfig, Codes
 from tolbuild.compress.allocate import allocate_ranks
@@ -113,9 +114,21 @@ class Plan:
     codes: Codes
     bands: tuple[BandPlan, ...]
     dropped_layers: tuple[int, ...]
+    layers_per_band: int
     shard_rows: int
     chunk_rows: int
     segments: tuple[RowRange, ...]
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What decides the table's bytes beside the checkpoint, in the words of the command line."""
+        return {
+            "rank": "full" if self.full_rank else max(self.bands[0].ranks),
+            "codes": self.codes,
+            "layers_per_band": self.layers_per_band,
+            "shard_rows": self.shard_rows,
+            "drop_layers": list(self.dropped_layers),
+        }
 
     @property
     def kept_layers(self) -> tuple[int, ...]:
@@ -211,6 +224,7 @@ def make_plan(config: BuildConfig, model: ModelConfig, fingerprint: str) -> Plan
         codes=config.codes,
         bands=bands,
         dropped_layers=dropped,
+        layers_per_band=config.layers_per_band,
         shard_rows=config.shard_rows,
         chunk_rows=chunk_rows(config.shard_rows),
         segments=make_segments(model.vocab_size, config.shard_rows),
@@ -222,7 +236,7 @@ def make_segments(vocab_size: int, shard_rows: int) -> tuple[RowRange, ...]:
     num_shards = -(-vocab_size // shard_rows)
     count = min(MAX_SEGMENTS, num_shards)
     edges = [num_shards * s // count * shard_rows for s in range(count + 1)]
-    return tuple(RowRange(start, min(stop, vocab_size)) for start, stop in zip(edges[:-1], edges[1:], strict=True))
+    return tuple(RowRange(start, min(stop, vocab_size)) for start, stop in pairwise(edges))
 
 
 def _plan_hash(config: BuildConfig, fingerprint: str, dropped: tuple[int, ...], ranks: tuple[int, ...]) -> str:

@@ -23,11 +23,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from urllib.parse import urlsplit
 
 import tyro
 
 from tolbuild.build_config import BuildConfig
-from tolbuild.drive.driver import build_table
+from tolbuild.drive.driver import BuildResult, build_table
 from tolbuild.table.errors import ToLError
 
 
@@ -36,18 +37,32 @@ class Terminated(KeyboardInterrupt):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build a table; 0 when it is there, 1 with the reason on standard error, 130 (143) when interrupted (terminated)."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Build a table; 0 when it is there, 1 with the reason on standard error, 130 (143) when stopped (by SIGTERM)."""
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         config = tyro.cli(BuildConfig, prog="python -m tolbuild.run", description=__doc__, args=arguments)
-        print(build_table(config).text)
+        print(build(config).text)
     except (ValueError, ToLError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
         print("stopped; the same command goes on from here and repeats no finished cell", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def build(config: BuildConfig) -> BuildResult:
+    """The build of a config, on the cluster unless it says otherwise; see tolbuild.drive.driver.build_table."""
+    if config.no_ray or config.dry_run:
+        return build_table(config)
+    from tolbuild.on_ray import cluster, ray_pool
+
+    if urlsplit(config.table).scheme == "memory":
+        raise ValueError("--table memory:// lives in one process, where a cluster's workers cannot write; add --no-ray")
+    with cluster():
+        return build_table(config, ray_pool)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -16,9 +16,9 @@ import torch
 from tolbuild.build import Worker, WorkOrder
 from tolbuild.build_config import BuildConfig
 from tolbuild.checkpoint import open_checkpoint
-from tolbuild.drive.commit import commit
+from tolbuild.drive.commit import commit, remove_partials
 from tolbuild.drive.place import State, examine
-from tolbuild.drive.pool import Pool, ThreadPool, run_schedule
+from tolbuild.drive.pool import Pool, ThreadPool, closing, run_schedule
 from tolbuild.drive.progress import Progress
 from tolbuild.drive.schedule import Schedule
 from tolbuild.drive.summary import describe_plan, summarise
@@ -50,17 +50,6 @@ def thread_pool(config: BuildConfig, order: WorkOrder) -> Iterator[Pool]:
     num_workers = config.workers or (1 if _on_gpu(config) else len(os.sched_getaffinity(0)))
     with closing(ThreadPool(Worker(order, lanes=num_workers), num_workers)) as pool:
         yield pool
-
-
-@contextmanager
-def closing(pool: Pool) -> Iterator[Pool]:
-    """Close a pool however the block ends; on an exception, interruption included, its workers stop where they are."""
-    try:
-        yield pool
-    except BaseException:
-        pool.close(stopped=True)
-        raise
-    pool.close(stopped=False)
 
 
 def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> BuildResult:
@@ -96,13 +85,15 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
     try:
         state = examine(store, plan, new_version=config.new_version)
         if state.complete is not None:
-            text = f"already complete: {store.url} version {state.complete.version} is this checkpoint with these options"
+            remove_partials(store, plan)
+            version = state.complete.version
+            text = f"already complete: {store.url} version {version} is this checkpoint with these options"
             return BuildResult(plan=plan, manifest=state.complete, published=False, text=text)
         opened = time.perf_counter()
         progress = Progress(plan, Schedule(plan, state.done).total, spools=spools)
         _run_cells(order, state, open_pool(config, order), progress)
         ran = time.perf_counter()
-        manifest = commit(store, plan, base_version=state.base_version)
+        manifest = commit(store, plan, state)
         ended = time.perf_counter()
     finally:
         store.close()
@@ -113,6 +104,9 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
 
 def _run_cells(order: WorkOrder, state: State, opened: AbstractContextManager[Pool], progress: Progress) -> None:
     schedule = Schedule(order.plan, state.done)
+    if state.earlier is not None:
+        progress.say(f"version {state.earlier.version} is this checkpoint with these options: publishing it again")
+        return
     if state.done:
         progress.say(f"resuming: {len(state.done)} cells are done, {schedule.num_left} are left")
     if not schedule.num_left:

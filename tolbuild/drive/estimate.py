@@ -68,7 +68,7 @@ def cell_weight(plan: Plan, cell: Cell, *, spools: bool) -> float:
     if isinstance(cell, SumCell):
         return len(plan.segments[cell.segment]) * (per_row + 2.0 * width * width)
     if isinstance(cell, FitCell):
-        return (18.0 * width**3 if plan.needs_sums else 0.0) + (0.0 if plan.needs_sums else min(4096, plan.vocab_size) * per_row)
+        return 18.0 * width**3 if plan.needs_sums else min(4096, plan.vocab_size) * per_row
     span, band = plan.shard_range(cell.shard), plan.bands[cell.band]
     computed = 0.0 if plan.needs_sums and spools else per_row * len(band.layers)
     return len(span) * (computed + sum(8.0 * width * (rank if plan.needs_sums else 1) for rank in band.ranks))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +46,17 @@ class Pool(Protocol):
 
     def close(self, *, stopped: bool) -> None:
         """Let the workers end, at the next chunk when `stopped`, and remove what they spooled."""
+
+
+@contextmanager
+def closing(pool: Pool) -> Iterator[Pool]:
+    """Close a pool however the block ends; on an exception, interruption included, its workers stop where they are."""
+    try:
+        yield pool
+    except BaseException:
+        pool.close(stopped=True)
+        raise
+    pool.close(stopped=False)
 
 
 def run_schedule(schedule: Schedule, pool: Pool, on_event: Callable[[Event], None]) -> None:
@@ -101,7 +113,7 @@ class ThreadPool:
 
 
 def free_slots(names: Iterable[str], held: Iterable[str]) -> list[str]:
-    """A name for each free place, given one name for each place taken; first places of all workers before second ones."""
+    """A name for each free place, given a name for each taken; first places of all before second ones."""
     taken = Counter(held)
     places = ((place, name) for place, name in itertools.product(range(IN_FLIGHT), names) if place >= taken[name])
     return [name for _, name in sorted(places, key=lambda item: item[0])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, TextIO
 
@@ -37,7 +37,7 @@ class Progress:
         self._next_line = self._began + LINE_EVERY_S
         self.num_rows = 0
         self.written_bytes = 0
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self._bar: Any = None
         self._pool: Pool | None = None
 

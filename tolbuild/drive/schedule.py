@@ -17,8 +17,8 @@ MAX_ATTEMPTS = 4
 class Schedule:
     """The cells that are left of a plan.
 
-    Later stages go first, so that spooled rows are used up soon after they were made. Among equals a worker keeps to the
-    layer or band that it has loaded, and a new worker takes the one with the fewest workers on it.
+    Later stages go first, so that spooled rows are used up soon after they were made. Among equals a worker keeps to
+    the layer or band that it has loaded, and a new worker takes the one with the fewest workers on it.
     """
 
     def __init__(self, plan: Plan, done: Iterable[Cell] = ()) -> None:

@@ -21,12 +21,12 @@ def describe_plan(plan: Plan, *, spools: bool) -> str:
         f"Plan {plan.plan_hash}: {plan.vocab_size:,} tokens x {len(plan.kept_layers)} layers{dropped}, "
         f"rows of {plan.hidden_size}, {plan.hidden_units} hidden units",
         "",
-        f"  table     {_codes(plan)}, {len(plan.bands)} bands, {plan.num_shards} shards of {plan.shard_rows:,} tokens each",
+        f"  table     {_codes(plan)}, {len(plan.bands)} bands, {plan.num_shards} shards of {plan.shard_rows:,} tokens",
         f"  cells     {_cells(plan)}",
-        f"  FLOPs     {_flops(cost.total_flops)}: rows {_flops(cost.row_flops)}, Gram matrices {_flops(cost.gram_flops)}, "
-        f"bases {_flops(cost.eigh_flops)}, codes and their error {_flops(cost.codes_flops)}",
-        f"  written   {size(cost.table_bytes)}, {cost.fp16_bytes / cost.table_bytes:.2f} times smaller than fp16 at full "
-        f"rank ({size(cost.fp16_bytes)})",
+        f"  FLOPs     {_flops(cost.total_flops)}: rows {_flops(cost.row_flops)}, Gram matrices "
+        f"{_flops(cost.gram_flops)}, bases {_flops(cost.eigh_flops)}, codes and their error {_flops(cost.codes_flops)}",
+        f"  written   {size(cost.table_bytes)}, {cost.fp16_bytes / cost.table_bytes:.2f} times smaller than fp16 at "
+        f"full rank ({size(cost.fp16_bytes)})",
         f"  read      {size(cost.read_bytes)} of the checkpoint (in fp32; half of it where it is stored in 16 bits)",
         f"  spooled   {size(cost.spooled_bytes)} in all on the workers' disks, gone at the end",
         f"  _build/   {size(cost.partial_bytes)} of partial results, gone after the commit",
@@ -42,7 +42,8 @@ def summarise(plan: Plan, manifest: Manifest, url: str, *, seconds: Mapping[str,
         "",
         f"  {url}  version {manifest.version}",
         "",
-        f"  size      {size(before)} as fp16 at full rank -> {size(after)} as {_codes(plan)}: {before / after:.2f} times smaller",
+        f"  size      {size(before)} as fp16 at full rank -> {size(after)} as {_codes(plan)}: "
+        f"{before / after:.2f} times smaller",
         f"  rows      {plan.vocab_size:,} tokens x {len(plan.kept_layers)} layers in {len(plan.bands)} bands of "
         f"{plan.num_shards} shards",
         "",

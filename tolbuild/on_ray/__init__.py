@@ -2,3 +2,8 @@
 
 The only folder of this package that imports Ray.
 """
+
+from tolbuild.on_ray.connect import NoClusterError, cluster
+from tolbuild.on_ray.pool import RayPool, ray_pool
+
+__all__ = ["NoClusterError", "RayPool", "cluster", "ray_pool"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
@@ -23,28 +26,28 @@ class Resources:
     num_cpus: float
 
 
-def connect() -> bool:
-    """Connect to a running cluster; returns whether this call did (and should disconnect), False if it was connected.
+@contextmanager
+def cluster() -> Iterator[None]:
+    """Connected to the cluster of RAY_ADDRESS, of the job or of this machine; a connection that was there stays.
 
     Raises:
         NoClusterError: there is none; the message says how to get one.
     """
     if ray.is_initialized():
-        return False
+        yield
+        return
     try:
-        ray.init(address="auto", log_to_driver=False, logging_level="ERROR", configure_logging=False)
-    except ConnectionError as error:
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    except (ConnectionError, RuntimeError) as error:
         raise NoClusterError(
-            "no Ray cluster to connect to. Start one on this machine with `ray start --head` (or `python -m cluster.local "
-            "up`), name one with RAY_ADDRESS, submit this command with `ray job submit`, or add --no-ray to build in this "
-            f"process. ({str(error).splitlines()[0]})"
+            "no Ray cluster to connect to. Start one on this machine with `ray start --head` (or `python -m "
+            "cluster.local up`), name one with RAY_ADDRESS, submit this command with `ray job submit`, or add --no-ray "
+            f"to build in this process. ({str(error).splitlines()[0]})"
         ) from error
-    return True
-
-
-def disconnect() -> None:
-    """Leave the cluster, which goes on running."""
-    ray.shutdown()
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def claim(device: str, workers: int) -> Resources:
@@ -64,5 +67,5 @@ def claim(device: str, workers: int) -> Resources:
     if device != "cpu" and num_gpus:
         return Resources(device=device, num_workers=workers or num_gpus, num_gpus=1, num_cpus=0)
     if not num_cpus:
-        raise NoClusterError("the Ray cluster offers no CPU and no GPU; start it with at least one (ray start --num-cpus 2)")
+        raise NoClusterError("the Ray cluster offers no CPU and no GPU; start it with one at least (--num-cpus 2)")
     return Resources(device="cpu", num_workers=workers or num_cpus, num_gpus=0, num_cpus=1)

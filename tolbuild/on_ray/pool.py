@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from tolbuild.build import IN_FLIGHT, CellReport, Worker, WorkOrder
-from tolbuild.drive.pool import Event, WorkerLost, free_slots
-from tolbuild.on_ray.connect import NoClusterError, Resources
+from tolbuild.build_config import BuildConfig
+from tolbuild.drive.pool import Event, Pool, WorkerLost, closing, free_slots
+from tolbuild.on_ray.connect import NoClusterError, Resources, claim
 from tolbuild.plan import Cell
 
 MAX_DEATHS_IN_A_ROW = 6
@@ -21,6 +25,18 @@ STOP_S = 2.0
 
 END_S = 20.0
 """The same at the end of a build."""
+
+
+@contextmanager
+def ray_pool(config: BuildConfig, order: WorkOrder) -> Iterator[Pool]:
+    """Workers on the connected cluster, as many as the config asks for and the cluster holds.
+
+    Raises:
+        NoClusterError: the cluster has not what the config asks for.
+    """
+    resources = claim(config.device, config.workers)
+    with closing(RayPool(replace(order, device=resources.device), resources)) as pool:
+        yield pool
 
 
 class WorkerActor:
@@ -99,11 +115,14 @@ class RayPool:
     def _start_worker(self) -> None:
         claim = self._resources
         name = f"worker {next(self._serial)}"
-        actor = (
-            ray.remote(concurrency_groups={"control": 1})(WorkerActor)
-            .options(num_gpus=claim.num_gpus, num_cpus=claim.num_cpus, max_concurrency=IN_FLIGHT)
-            .remote()
+        decorate: Any = ray.remote
+        as_actor = decorate(
+            num_gpus=claim.num_gpus,
+            num_cpus=claim.num_cpus,
+            max_concurrency=IN_FLIGHT,
+            concurrency_groups={"control": 1},
         )
+        actor = as_actor(WorkerActor).remote()
         self._actors[name] = actor
         self._starting[actor.start.remote(self._order)] = name
 

@@ -1,1 +1,1 @@
-"""What happens inside a worker: rows from checkpoint or spool, sums, fits and codes. tolbuild.build puts it together."""
+"""What happens inside a worker: rows from checkpoint or spool, sums, fits, codes. tolbuild.build joins them."""

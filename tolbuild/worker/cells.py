@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,35 +12,23 @@ from torch import Tensor
 from tolbuild.compress.basis import LayerBasis, fit_basis, gram_update
 from tolbuild.compress.quantise import fit_scales
 from tolbuild.plan import ShardCell, SumCell
-from tolbuild.worker.encode import NUMPY_TYPES, LayerFit, components, decode, encode
+from tolbuild.table.receipts import LayerTally
+from tolbuild.worker.encode import LayerFit, components, decode, encode
 from tolbuild.worker.partials import pack_upper, unpack_upper
 from tolbuild.worker.row_source import RowSource
 from tolbuild.worker.spool import Spool
-
+from tolbuild.worker.table_spec import DTYPES
 
 _SMALLEST = 1e-30
 """In the place of the norm of a row of zeros."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerError:
-    """How far the codes of some rows of a layer are from the exact rows.
-
-    squared_error, squared_rows: sums over all values. max_relative_error: |decoded - row| / |row| of the worst row.
-    """
-
-    layer: int
-    squared_error: float
-    squared_rows: float
-    max_relative_error: float
 
 
 def sum_segment(source: RowSource, spool: Spool, cell: SumCell, buffer_ND: Tensor) -> tuple[dict[str, Tensor], int]:
     """Pass 1 of one layer and segment; the rows go to the spool on the way.
 
     Returns:
-        fp64 `sum` [D] and `upper` (the Gram matrix's upper triangle), for int8 codes also the fp32 `sample` rows of this
-        segment; and the bytes spooled.
+        fp64 `sum` [D] and `upper` (the Gram matrix's upper triangle), for int8 codes also the fp32 `sample` rows of
+        this segment; and the bytes spooled.
     """
     plan, segment = source.plan, source.plan.segments[cell.segment]
     gram_DD = torch.zeros((plan.hidden_size, plan.hidden_size), dtype=torch.float64, device=source.device)
@@ -75,12 +62,12 @@ def fit_layer(
             upper += part["upper"]
             sum_D += part["sum"]
         gram_DD = unpack_upper(upper, plan.hidden_size)
-        basis = fit_basis(gram_DD, sum_D, plan.vocab_size, plan.rank(layer))
+        basis = fit_basis(gram_DD.to(source.device), sum_D.to(source.device), plan.vocab_size, plan.rank(layer))
         tensors = {"mean": basis.mean_D, "basis": basis.basis_RD, "energies": basis.energies_D}
     if plan.codes == "int8":
-        sample_ND = torch.cat([part["sample"] for part in parts]) if parts else source.sample_rows(layer, buffer_ND).cpu()
-        tensors["scale"] = fit_scales(components(sample_ND, LayerFit(basis=basis)))
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+        sample_ND = torch.cat([part["sample"] for part in parts]) if parts else source.sample_rows(layer, buffer_ND)
+        tensors["scale"] = fit_scales(components(sample_ND.to(source.device), LayerFit(basis=basis)))
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def shard_codes(
@@ -90,7 +77,7 @@ def shard_codes(
     cell: ShardCell,
     embedding_ND: Callable[[], Tensor],
     buffer_ND: Tensor,
-) -> tuple[NDArray[np.generic], list[LayerError]]:
+) -> tuple[NDArray[np.generic], list[LayerTally]]:
     """Pass 2 of one band and shard: codes [N, columns of the band] and each layer's error.
 
     Args:
@@ -98,7 +85,7 @@ def shard_codes(
     """
     plan, band = source.plan, source.plan.bands[cell.band]
     span = plan.shard_range(cell.shard)
-    codes_NC = np.empty((len(span), band.num_columns), NUMPY_TYPES[plan.codes])
+    codes_NC = np.empty((len(span), band.num_columns), DTYPES[plan.codes])
     target_NC = torch.from_numpy(codes_NC)
     errors, column = [], 0
     for layer, rank in zip(band.layers, band.ranks, strict=True):
@@ -130,8 +117,8 @@ class _Tally:
         self._power += float(power_N.square().sum())
         self._worst = max(self._worst, float((error_N / power_N.clamp(min=_SMALLEST)).max()))
 
-    def of_layer(self, layer: int) -> LayerError:
+    def of_layer(self, layer: int) -> LayerTally:
         """The sums so far."""
-        return LayerError(
+        return LayerTally(
             layer=layer, squared_error=self._error, squared_rows=self._power, max_relative_error=self._worst
         )

@@ -9,15 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tolbuild.build_config import Codes
 from tolbuild.compress.basis import LayerBasis, project
 from tolbuild.compress.quantise import quantise
-
-NUMPY_TYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8}
 
 _FP16_LARGEST = 65504.0
 

@@ -1,7 +1,7 @@
 """Rows of pass 1 kept on this machine's disk until pass 2 has used them, one file a chunk.
 
-The folder is shared by all workers of one build on a machine. Whoever works in it holds a shared lock on it, so a folder
-that nobody locks belongs to a build that is gone, however it ended, and the next one removes it.
+The folder is shared by all workers of one build on a machine. Whoever works in it holds a shared lock on it, so a
+folder that nobody locks belongs to a build that is gone, however it ended, and the next one removes it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Spool:
         self._path(layer, start).unlink(missing_ok=True)
 
     def _has_room(self, size: int) -> bool:
-        """Whether `size` bytes more stay under the limit and leave the disk some space; looks at the disk once a second."""
+        """Whether `size` bytes more stay under the limit and leave the disk some space, by a look once a second."""
         with self._guard:
             now = time.monotonic()
             if now >= self._next_look:
