@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tolbuild.checkpoint.files import TORCH_DTYPES, WeightFiles
 from tolbuild.checkpoint.fingerprint import fingerprint
-from tolbuild.checkpoint.shapes import check_finite, check_shapes
+from tolbuild.checkpoint.shapes import WEIGHT_DTYPES, check_dtype, check_finite, check_shapes
 from tolbuild.config import ModelConfig
 from tolbuild.model import MemoryLLM
 from tolbuild.rows import MemoryFFN
@@ -27,8 +27,6 @@ BUILTIN = "builtin:"
 """Scheme of the checkpoints that come with this package."""
 
 EMBEDDING = "model.embed_tokens.weight"
-
-_WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class Checkpoint:
@@ -153,10 +151,7 @@ def open_checkpoint(url: str | Path, *, credentials: Credentials | None = None) 
         files = WeightFiles.open(store)
         check_shapes(config, {name: info.shape for name, info in files.infos.items()}, str(url))
         for info in files.infos.values():
-            if info.dtype not in _WEIGHT_DTYPES:
-                raise ValueError(
-                    f"{url}: tensor {info.name} is {info.dtype}; expected one of {', '.join(_WEIGHT_DTYPES)}"
-                )
+            check_dtype(TORCH_DTYPES[info.dtype], info.name, str(url))
     except BaseException:
         store.close()
         raise
@@ -200,8 +195,9 @@ def _read_config(store: Store) -> ModelConfig:
     if not isinstance(values, dict):
         raise FormatError(f"{where} is a JSON {type(values).__name__}; expected an object")
     config = _config_of(values, where)
-    if config.torch_dtype not in {str(dtype).removeprefix("torch.") for dtype in TORCH_DTYPES.values()}:
-        raise ValueError(f"{where}: torch_dtype is {config.torch_dtype!r}; expected a name such as bfloat16")
+    known = [str(dtype).removeprefix("torch.") for dtype in WEIGHT_DTYPES]
+    if config.torch_dtype not in known:
+        raise ValueError(f"{where}: torch_dtype is {config.torch_dtype!r}; expected one of {', '.join(known)}")
     return config
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from tolbuild.config import ModelConfig
 from tolbuild.model import MemoryLLM
 
+WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types that a weight may be stored in."""
+
 _SHOWN = 8
 """Faults that a message lists; more are counted."""
 
@@ -37,6 +40,17 @@ def check_shapes(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], whe
     if faults:
         more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
         raise ValueError(f"{where} is not the {config.kind} model of its config: {'; '.join(faults[:_SHOWN])}{more}")
+
+
+def check_dtype(dtype: torch.dtype, name: str, where: str) -> None:
+    """Refuse a type that weights do not have.
+
+    Raises:
+        ValueError: names the tensor and the types that are read.
+    """
+    if dtype not in WEIGHT_DTYPES:
+        known = ", ".join(str(known).removeprefix("torch.") for known in WEIGHT_DTYPES)
+        raise ValueError(f"{where}: tensor {name} is {str(dtype).removeprefix('torch.')}; expected one of {known}")
 
 
 def check_finite(tensor: Tensor, name: str, where: str, first_row: int = 0) -> Tensor:

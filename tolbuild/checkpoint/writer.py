@@ -12,8 +12,8 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor
 
-from tolbuild.checkpoint.files import INDEX, TORCH_DTYPES, WEIGHTS
-from tolbuild.checkpoint.shapes import check_finite, check_shapes
+from tolbuild.checkpoint.files import INDEX, WEIGHTS
+from tolbuild.checkpoint.shapes import check_dtype, check_finite, check_shapes
 from tolbuild.config import ModelConfig
 from tolbuild.table.local_store import SCRATCH
 from tolbuild.table.store import Credentials, Store, open_store
@@ -21,7 +21,6 @@ from tolbuild.table.store import Credentials, Store, open_store
 DEFAULT_SHARD_BYTES = 2 * 1024**3
 """Weight files end before this size: a file is held in memory once while it is written."""
 
-_STORED = {str(TORCH_DTYPES[name]).removeprefix("torch.") for name in ("F64", "F32", "F16", "BF16")}
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
@@ -89,9 +88,7 @@ def plan_shards(state_dict: Mapping[str, Tensor], max_shard_bytes: int) -> dict[
 def _check_state(config: ModelConfig, state_dict: Mapping[str, Tensor]) -> None:
     check_shapes(config, {name: tuple(tensor.shape) for name, tensor in state_dict.items()}, "the state dict")
     for name, tensor in state_dict.items():
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype not in _STORED:
-            raise ValueError(f"tensor {name} is {dtype}; expected one of {', '.join(sorted(_STORED))}")
+        check_dtype(tensor.dtype, name, "the state dict")
         check_finite(tensor, name, "the state dict")
 
 
