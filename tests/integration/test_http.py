@@ -8,18 +8,14 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from scripted_engine import VOCAB_SIZE, LetterTokenizer, ScriptedEngine
 
 from tolserve.app import App, AppConfig

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -120,9 +120,9 @@ class Direct:
         return first, time.perf_counter() - began
 
 
-def measure(*, quick: bool) -> dict[str, Any]:
+def measure(*, quick: bool, checkpoint: str = CHECKPOINT) -> dict[str, Any]:
     """`gateway_us_per_token` at 32 clients, `gateway_ttft_overhead_ms` at one, and the figures beside them."""
-    config = ServeConfig(checkpoint=CHECKPOINT, port=0, verify_rows=False)
+    config = ServeConfig(checkpoint=checkpoint, port=0)
     direct = Direct(_direct_engine(config))
     with deployment(config) as (address, pids):
         asyncio.run(stream_many(address, config.name, NUM_CLIENTS, 8))
@@ -135,7 +135,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
 def _direct_engine(config: ServeConfig) -> Engine:
     torch.set_num_threads(max(1, int(config.num_cpus)))
     shape = open_checkpoint(config.checkpoint).config
-    return build_engine(config.checkpoint, None, engine_config(replace(config), shape))
+    return build_engine(config.checkpoint, None, engine_config(config, shape))
 
 
 def _time_to_first(address: tuple[str, int], model: str, direct: Direct, *, rounds: int) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import ray
 from ray import serve
-from tolbuild.checkpoint import open_checkpoint
 
+from tolbuild.checkpoint import open_checkpoint
 from tolbuild.table import open_table
 from tolserve.on_ray.attention import AttentionDeployment
 from tolserve.on_ray.directory import DirectoryDeployment
@@ -20,7 +20,7 @@ from tolserve.serve_config import ServeConfig
 _CARRIED = ("AWS_", "OMP_NUM_THREADS")
 """Environment variables that every node gets as the builder has them: access to the store, threads."""
 
-_HEALTH = {"health_check_period_s": 1, "health_check_timeout_s": 10, "graceful_shutdown_timeout_s": 3}
+_HEALTH: dict[str, Any] = {"health_check_period_s": 1, "health_check_timeout_s": 10, "graceful_shutdown_timeout_s": 3}
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -36,32 +36,23 @@ def build(args: dict[str, Any]) -> serve.Application:
 def build_app(config: ServeConfig) -> serve.Application:
     """The application for `config`; see `build`."""
     version = check(config)
-    directory = (
-        serve.deployment(DirectoryDeployment)
-        .options(user_config={"table_version": version}, ray_actor_options=_actor(0))
-        .bind()
-    )
+    directory = _deployment(DirectoryDeployment, user_config={"table_version": version}).bind()
     memory = [
-        serve.deployment(MemoryNodeDeployment)
-        .options(
+        _deployment(
+            MemoryNodeDeployment,
             name=f"MemoryNodes-{index}",
             num_replicas=config.replication,
             max_replicas_per_node=_replicas_per_node(config.replication),
-            ray_actor_options=_actor(0),
-        )
-        .bind(config, index, directory)
+        ).bind(config, index, directory)
         for index in range(config.num_partitions)
     ]
-    attention = (
-        serve.deployment(AttentionDeployment)
-        .options(
-            num_replicas=config.attention_replicas,
-            ray_actor_options=_actor(config.num_cpus, num_gpus=config.num_gpus),
-        )
-        .bind(config, directory)
-    )
+    attention = _deployment(
+        AttentionDeployment,
+        _actor(config.num_cpus, num_gpus=config.num_gpus),
+        num_replicas=config.attention_replicas,
+    ).bind(config, directory)
     place = {f"node:{config.gateway_node}": 0.001} if config.gateway_node else {}
-    gateway = _deployment(GatewayDeployment, ray_actor_options=_actor(0, resources=place))
+    gateway = _deployment(GatewayDeployment, _actor(0, resources=place))
     application: serve.Application = gateway.bind(config, directory, attention, *memory)
     return application
 
@@ -92,8 +83,9 @@ def check(config: ServeConfig) -> int | None:
     return int(manifest.version)
 
 
-def _deployment(kind: type[Any], **options: Any) -> serve.Deployment:
-    deployment: serve.Deployment = serve.deployment(**_HEALTH, **options)(kind)
+def _deployment(kind: type[Any], actor: dict[str, Any] | None = None, **options: Any) -> serve.Deployment:
+    make: Any = serve.deployment(ray_actor_options=actor or _actor(0), **_HEALTH, **options)
+    deployment: serve.Deployment = make(kind)
     return deployment
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -22,6 +24,7 @@ from tolserve.serve_config import ServeConfig
 
 _POLL_S = 0.25
 _VIEW_TIMEOUT_S = 30.0
+_PROBE_TIMEOUT_S = 5.0
 
 Report = Callable[[str], None]
 """Takes a line of progress."""
@@ -41,16 +44,28 @@ def connect() -> None:
     Raises:
         NoClusterError: there is none; the message says how to get one.
     """
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if ray.is_initialized():
         return
+    address = os.environ.get("RAY_ADDRESS", "auto")
     try:
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except ConnectionError as error:
+        _probe(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    except OSError as error:
         raise NoClusterError(
-            "no Ray cluster to connect to. Start one on this machine with `ray start --head`, or name one with "
-            f"RAY_ADDRESS. ({str(error).splitlines()[0]})"
+            f"no Ray cluster to connect to at {address!r}. Start one on this machine with `ray start --head`, or name one "
+            f"with RAY_ADDRESS. ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _probe(address: str) -> None:
+    """Ray itself tries for minutes before it says that nobody is there.
+
+    Raises:
+        OSError: nobody listens.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_PROBE_TIMEOUT_S).close()
 
 
 class Endpoint:
@@ -73,7 +88,9 @@ class Endpoint:
         """
         application = build_app(self._config)
         self._started_serve = not serve.status().applications
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # starting sets it to INFO
         target = serve.RunTarget(target=application, name=self._name, route_prefix=None)
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
