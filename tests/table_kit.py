@@ -40,7 +40,7 @@ def table_spec(
     shard_rows: int = 128,
     plan_hash: str = "00c0ffee00c0ffee",
 ) -> TableSpec:
-    """V 200, four layers of which one is dropped, in two bands; `rank` None is full rank, else ranks rank, rank + 1, ..."""
+    """V 200, four layers, one of them dropped, in two bands; `rank` None is full rank, else rank, rank + 1, ..."""
     return TableSpec(
         plan_hash=plan_hash,
         model_fingerprint="f" * 64,
@@ -63,7 +63,9 @@ def table_spec(
     )
 
 
-def write_table(store: Store, spec: TableSpec, *, version: int = 1, seed: int = 0, zero_rows: slice | None = None) -> Made:
+def write_table(
+    store: Store, spec: TableSpec, *, version: int = 1, seed: int = 0, zero_rows: slice | None = None
+) -> Made:
     """Random codes for every shard, random bases, published. `zero_rows` are zeros in every band."""
     rng = np.random.default_rng(seed)
     fitted = {layer: _fitted(spec, layer, rank, rng) for band in spec.bands for layer, rank in _layers(band)}
@@ -92,9 +94,7 @@ def _layers(band: BandSpec) -> list[tuple[int, int]]:
     return list(zip(band.layers, band.ranks, strict=True))
 
 
-def _codes(
-    spec: TableSpec, band: BandSpec, rng: np.random.Generator, zero_rows: slice | None
-) -> NDArray[np.generic]:
+def _codes(spec: TableSpec, band: BandSpec, rng: np.random.Generator, zero_rows: slice | None) -> NDArray[np.generic]:
     shape = (spec.vocab_size, sum(band.ranks))
     if band.dtype == "int8":
         codes: NDArray[np.generic] = rng.integers(-127, 128, shape).astype(np.int8)

@@ -1,6 +1,6 @@
-"""The table format: standard zarr arrays of codes whose rows a reader finds by arithmetic, and the manifest that names them.
+"""The table format: zarr arrays of codes whose rows a reader finds by arithmetic, and manifests that name them.
 
-A leaf: nothing here knows of models, torch or Ray. `open_table` reads; `write_shard`, `finish_table` and `publish` write.
+A leaf: nothing here knows of models, torch or Ray. `open_table` reads; `write_shard`, `finish_table`, `publish` write.
 """
 
 from tolbuild.table.errors import (

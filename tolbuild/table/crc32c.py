@@ -117,7 +117,7 @@ def _shift(sums: Sums, num_bytes: int) -> Sums:
 
 
 def _numpy_rows(rows: Bytes) -> Sums:
-    """The sums without google-crc32c. Zeros in front change no register that starts at zero: rows are filled up there."""
+    """Without google-crc32c. Zeros in front change no register that starts at zero, so rows are filled up there."""
     count, row_bytes = rows.shape
     lanes = -(-row_bytes // _LANE_BYTES)
     padded = np.zeros((count, lanes * _LANE_BYTES), np.uint8)

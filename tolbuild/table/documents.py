@@ -2,8 +2,8 @@
 
     {"checksum": "<SHA-256 of the body's canonical text>", "body": {...}}
 
-There is one way to write a body (sorted keys, one space a level), and a document that is not written so is damaged: a flipped
-bit anywhere is found.
+There is one way to write a body (sorted keys, one space a level), and a document that is not written so is damaged: a
+flipped bit anywhere is found.
 """
 
 from __future__ import annotations

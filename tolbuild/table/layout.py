@@ -31,8 +31,8 @@ Ids = NDArray[np.int64]
 class ShardedLayout:
     """A sharded array of codes, [V, ...] cut along the tokens.
 
-    prefix: key of the array's folder. shape: of the whole array. dtype: one of DTYPES. shard_rows: tokens in one shard, a
-    multiple of 64.
+    prefix: key of the array's folder. shape: of the whole array. dtype: one of DTYPES. shard_rows: tokens in one shard,
+    a multiple of 64.
 
     Raises:
         ValueError: no rows or columns, an unknown type, or shards that are not whole blocks.

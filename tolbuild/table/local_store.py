@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -18,9 +19,8 @@ from tolbuild.table.positioned import read_at
 from tolbuild.table.store import ObjectInfo, Offsets
 
 SCRATCH = "_build/tmp"
-"""Where a write stands until it is whole; its files are named after host and process, so that a dead one's are known."""
+"""Where a write stands until it is whole; files are named after host and process, so that a dead one's are known."""
 
-_WRITE_BYTES = 8 << 20
 _serial = itertools.count()
 
 
@@ -77,7 +77,7 @@ class LocalStore:
                     view = memoryview(part).cast("B")
                     written = 0
                     while written < len(view):
-                        written += file.write(view[written : written + _WRITE_BYTES])
+                        written += file.write(view[written:])
                 os.fsync(file.fileno())
         except BaseException:
             scratch.unlink(missing_ok=True)
@@ -101,12 +101,10 @@ class LocalStore:
             target = self.root / key
             target.unlink(missing_ok=True)
             folder = target.parent
-            while folder != self.root and folder.is_dir() and not any(folder.iterdir()):
-                try:
+            with contextlib.suppress(OSError):  # not empty, or another thread was faster
+                while folder != self.root:
                     folder.rmdir()
-                except OSError:
-                    break
-                folder = folder.parent
+                    folder = folder.parent
 
     def size(self, key: str) -> int:
         """Bytes of the file; see Store."""

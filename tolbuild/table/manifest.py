@@ -19,8 +19,8 @@ IDENTITY, BASIS = "identity", "basis"
 NONE, MEAN = "none", "mean"
 """Predictors: nothing; the layer's mean row, array `means` [L, D]."""
 CAST, SCALED = "cast", "scaled"
-"""Quantisers: rounded to the type; integers times a scale by component, array `scales` [L, D], or where there is a basis
-folded into that and no array."""
+"""Quantisers: rounded to the type; integers times a scale by component, array `scales` [L, D], or folded into the basis
+where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenClass:
-    """Tokens of a band that are stored alike. This version of the format has one class, `all`, addressed by token id."""
+    """Tokens of a band that are stored alike. This version of the format has one class, `all`, in order of token id."""
 
     name: str
     codes: ArrayRef
@@ -135,8 +135,8 @@ class Band:
 class LayerStats:
     """What was measured of one layer while it was stored, over all tokens.
 
-    relative_error: |stored - exact| / |exact| over all rows (Frobenius norms). max_relative_error: the same of the worst
-    row. energy: |exact|^2 summed over all values. energy_kept: share of the centred energy within the rank, 1 at full.
+    relative_error: |stored - exact| / |exact| over all rows (Frobenius norms). max_relative_error: of the worst row.
+    energy: |exact|^2 summed over all values. energy_kept: share of the centred energy within the rank, 1 at full.
     """
 
     layer: int

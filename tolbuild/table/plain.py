@@ -1,4 +1,4 @@
-"""Dataclasses to and from the plain values of JSON, strictly: an unknown or missing name, or a wrong type, is refused."""
+"""Dataclasses to and from plain values of JSON, strictly: an unknown or missing name, or a wrong type, is refused."""
 
 from __future__ import annotations
 

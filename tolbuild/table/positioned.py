@@ -15,8 +15,8 @@ _CAN_ANNOUNCE = hasattr(os, "posix_fadvise")
 def read_at(descriptors: Sequence[int], starts: Sequence[int], outs: Sequence[NDArray[np.uint8]]) -> None:
     """Fill each of `outs` from its place in its file.
 
-    The first pass takes what needs no disk. What is left is announced to the kernel before any of it is waited for, so a
-    disk that works on many requests at a time gets them all.
+    The first pass takes what needs no disk. What is left is announced to the kernel before any of it is waited for, so
+    a disk that works on many requests at a time gets them all.
 
     Raises:
         EOFError: a file ends before a range does.

@@ -112,8 +112,8 @@ def probe_conditional_put(store: Store) -> None:
                 return
             if attempt:
                 raise StoreError(
-                    f"{store.url} ignores the condition of a conditional put (If-None-Match), so two writers could both "
-                    "publish; write to the store itself rather than through this proxy"
+                    f"{store.url} ignores the condition of a conditional put (If-None-Match), so two writers could "
+                    "both publish; write to the store itself rather than through this proxy"
                 )
     finally:
         store.delete(key)

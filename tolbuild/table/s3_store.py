@@ -1,4 +1,4 @@
-"""S3 and what speaks its protocol: s3fs writes and lists, obstore reads ranges (it keeps many in flight with less work)."""
+"""S3 and what speaks its protocol: s3fs writes and lists, obstore reads ranges (many in flight with less work)."""
 
 from __future__ import annotations
 

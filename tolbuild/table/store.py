@@ -65,15 +65,14 @@ class Store(Protocol):
         """The whole object."""
 
     def read_scattered(self, key: str, starts: Offsets, outs: Sequence[NDArray[np.uint8]]) -> None:
-        """A byte range of one object into each of `outs` (contiguous uint8), from the start of the same place in `starts`.
+        """A byte range of one object into each of `outs` (contiguous uint8), from byte `starts[i]` into `outs[i]`.
 
         Raises:
             StoreError: the object ends before a range does.
         """
 
     def write(self, key: str, *parts: bytes | NDArray[np.uint8]) -> None:
-        """Put a whole object, its parts one after another, in place at once, over an old one if there is one; durable on
-        return."""
+        """Put a whole object, its parts one after another, in place at once, over an old one too; durable on return."""
 
     def create(self, key: str, data: bytes) -> None:
         """Put an object if its key is free.

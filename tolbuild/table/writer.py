@@ -1,8 +1,9 @@
-"""Writing a table: shards with their receipts by any number of workers, then the small arrays and the manifest by one."""
+"""Writing a table: shards with receipts by any number of workers, then the small arrays and the manifest by one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,8 +84,8 @@ class TableSpec:
 class LayerArrays:
     """What was fitted to one layer. At full rank only `scale_D`, and that only for integers; else mean and basis.
 
-    mean_D, basis_RD (an integer's scales folded in), scale_D: fp32. spectrum_D: fp64, the eigenvalues of the centred Gram
-    matrix, descending.
+    mean_D, basis_RD (an integer's scales folded in), scale_D: fp32. spectrum_D: fp64, the eigenvalues of the centred
+    Gram matrix, descending.
     """
 
     mean_D: NDArray[np.float32] | None = None
@@ -116,8 +117,10 @@ def write_shard(
     rows = codes_NC.view(np.uint8)
     ending = bytes(layout.data_bytes(shard) - rows.size) + layout.shard_index(shard)
     key = layout.shard_key(shard)
-    store.write(key, rows, ending)
-    sums = crc32c.of_rows(rows)
+    with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
+        written = pool.submit(store.write, key, rows, ending)
+        sums = crc32c.of_rows(rows)
+        written.result()
     whole = crc32c.joined(crc32c.of_joined(sums, layout.row_bytes), crc32c.value(ending), len(ending))
     receipt = ShardReceipt(
         plan_hash=spec.plan_hash,
@@ -139,7 +142,7 @@ def finish_table(store: Store, spec: TableSpec, fitted: Mapping[int, LayerArrays
         version: number of the version to be.
 
     Raises:
-        TableCorruptError: a shard or its receipt is not there; the message names the first ones.
+        TableCorruptError: a shard or its receipt is not there, or its index is another; the message names the first.
         StoreError: the store failed.
     """
     receipts = finished_shards(store, spec.plan_hash)
@@ -148,6 +151,7 @@ def finish_table(store: Store, spec: TableSpec, fitted: Mapping[int, LayerArrays
     if missing:
         named = ", ".join(missing[:3])
         raise TableCorruptError(f"{len(missing)} of {len(wanted)} shards are not finished: {named}, ...", missing)
+    in_parallel(lambda place: _check_index(store, wanted[place], place[1]), wanted)
     arrays = _write_small_arrays(store, spec, fitted, receipts)
     return Manifest(
         version=version,
@@ -164,6 +168,16 @@ def finish_table(store: Store, spec: TableSpec, fitted: Mapping[int, LayerArrays
         metadata=(_put(store, f"{arrays_prefix(spec.plan_hash)}/zarr.json", group_metadata()),),
         options=dict(spec.options),
     )
+
+
+def _check_index(store: Store, layout: ShardedLayout, shard: int) -> None:
+    """Readers trust base + i * stride: the index that stands in the store must say the same."""
+    expected = layout.shard_index(shard)
+    found = np.empty(len(expected), np.uint8)
+    key = layout.shard_key(shard)
+    store.read_scattered(key, np.array([layout.object_bytes(shard) - len(expected)]), [found])
+    if found.tobytes() != expected:
+        raise TableCorruptError(f"{store.url}/{key}: the shard index is not what was written; run again", [key])
 
 
 Receipts = Mapping[tuple[int, int], ShardReceipt]

@@ -1,0 +1,158 @@
+"""`python -m tolbuild.verify URL`: is a table what it says it is?
+
+Reads every object under the URL, metadata and receipts included, and compares it with the checksums of the manifests.
+With --checkpoint, rows of sampled tokens are computed again and compared with the errors that the table states.
+
+Exit status: 0 if the table is sound; 1 if not, with each object at fault named.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolbuild.table.check import Fault, Findings, check_table
+from tolbuild.table.errors import ToLError
+from tolbuild.table.manifest import Manifest
+from tolbuild.table.receipts import in_parallel
+from tolbuild.table.store import Store, open_store
+
+if TYPE_CHECKING:
+    from tolbuild.checkpoint import Checkpoint
+    from tolbuild.table.reader import Table
+
+ROUNDING = 1e-4
+"""Relative error that a row may have from rounding alone, on another kind of machine than the one that built it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """What to verify.
+
+    Raises:
+        ValueError: a sample of less than one token.
+    """
+
+    url: str
+    """Where the table is: a path, file://, s3://bucket/prefix or another URL."""
+    checkpoint: str | None = None
+    """Compute rows of this checkpoint again and compare. The table must have been built from it."""
+    sample: int = 256
+    """Tokens whose rows are computed again, spread over the vocabulary."""
+
+    def __post_init__(self) -> None:
+        if self.sample < 1:
+            raise ValueError(f"--sample is {self.sample}; it must be at least 1")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Verify and print; 0 for a sound table, else 1."""
+    import tyro
+
+    config_of = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(VerifyConfig)
+    try:
+        config = tyro.cli(config_of, prog="python -m tolbuild.verify", description=__doc__, args=arguments)
+        store = open_store(config.url)
+        try:
+            return _verify(store, config)
+        finally:
+            store.close()
+    except (ValueError, ToLError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _verify(store: Store, config: VerifyConfig) -> int:
+    found = check_table(store)
+    print(f"{store.url}: {found.num_objects:,} objects, {found.num_bytes:,} bytes, {len(found.versions)} versions")
+    for note in found.notes:
+        print(f"  note      {note}")
+    if config.checkpoint is not None and found.sound:
+        _compare(store, found, config.checkpoint, config.sample)
+    for fault in found.faults:
+        print(f"  FAULT     {fault.key}: {fault.reason}")
+    if not found.sound:
+        print(f"not sound: {len(found.faults)} objects at fault")
+        return 1
+    print("sound: every object is what its checksum says")
+    return 0
+
+
+def _compare(store: Store, found: Findings, checkpoint_url: str, sample: int) -> None:
+    """Rows of the latest version against the checkpoint's, computed here."""
+    from tolbuild.checkpoint import open_checkpoint
+    from tolbuild.table.reader import Table
+
+    manifest, checkpoint = found.versions[-1], open_checkpoint(checkpoint_url)
+    if manifest.model_fingerprint != checkpoint.fingerprint:
+        found.fault(
+            manifest.key,
+            f"built from the checkpoint {manifest.model_fingerprint[:16]}; {checkpoint_url} is "
+            f"{checkpoint.fingerprint[:16]}",
+        )
+        return
+    ids = sample_tokens(manifest.vocab_size, sample)
+    with Table(store, manifest) as table:
+        errors = {layer: _layer_errors(table, checkpoint, layer, ids) for layer in _layers(manifest)}
+    print(f"  rows      {len(ids)} tokens of version {manifest.version} computed again from {checkpoint_url}")
+    print("  layer   error    worst row   stated worst")
+    for stats in manifest.layer_stats:
+        error, worst_N = errors[stats.layer]
+        print(f"  {stats.layer:>5}   {error:.2e}   {worst_N.max():.2e}   {stats.max_relative_error:.2e}")
+        found.faults += beyond_stated(manifest, stats.layer, ids, worst_N, stats.max_relative_error)
+
+
+def beyond_stated(
+    manifest: Manifest, layer: int, ids: NDArray[np.int64], error_N: NDArray[np.float64], stated: float
+) -> list[Fault]:
+    """One fault for each shard that has a sampled row further from the computed one than the table states."""
+    band = manifest.band_of(layer)
+    assert band is not None, f"layer {layer} is dropped"
+    bad = np.flatnonzero(~(error_N <= stated + ROUNDING))
+    shards, firsts = np.unique(ids[bad] // band.layout.shard_rows, return_index=True)
+    return [
+        Fault(
+            key=band.layout.shard_key(int(shard)),
+            reason=f"layer {layer} of token {ids[bad[first]]} is {error_N[bad[first]]:.2e} from the computed row "
+            f"(relative); {stated:.2e} is stated",
+        )
+        for shard, first in zip(shards.tolist(), firsts.tolist(), strict=True)
+    ]
+
+
+def sample_tokens(vocab_size: int, count: int) -> NDArray[np.int64]:
+    """Token ids spread over the vocabulary, the same for the same numbers, ascending; all if there are not more."""
+    if count >= vocab_size:
+        return np.arange(vocab_size, dtype=np.int64)
+    edges = np.arange(count + 1, dtype=np.int64) * vocab_size // count
+    return np.random.default_rng(vocab_size).integers(edges[:-1], edges[1:])
+
+
+def _layers(manifest: Manifest) -> list[int]:
+    return [layer for band in manifest.bands for layer in band.layers]
+
+
+def _layer_errors(
+    table: Table, checkpoint: Checkpoint, layer: int, ids: NDArray[np.int64]
+) -> tuple[float, NDArray[np.float64]]:
+    """|stored - computed| / |computed| over all sampled rows, and of each of them [N]."""
+    import torch
+
+    from tolbuild.rows import MAX_CHUNK_ROWS, compute_rows
+
+    embedding_ND = torch.cat(in_parallel(lambda token: checkpoint.embedding_rows(token, token + 1), ids.tolist()))
+    with torch.no_grad():
+        exact_ND = compute_rows(embedding_ND, checkpoint.memory_ffn(layer), chunk=MAX_CHUNK_ROWS).double().numpy()
+    apart_N = np.linalg.norm(table.rows(ids, [layer])[:, 0] - exact_ND, axis=1)
+    size_N = np.linalg.norm(exact_ND, axis=1)
+    total = float(np.linalg.norm(apart_N) / max(float(np.linalg.norm(size_N)), 1e-30))
+    return total, apart_N / np.maximum(size_N, 1e-30)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
