@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tolbuild.checkpoint import open_checkpoint
-
 from tolbuild.config import ModelConfig
 from tolbuild.table import Table, open_table
 from tolserve.engine.build import requested_bands
@@ -84,7 +84,7 @@ def open_rows(config: ServeConfig, shape: ModelConfig, version: int | None, addr
     if config.num_partitions == 0:
         with_reader = CachedSource(StoreFetcher(TableStore(table)))
         return Rows(source=DeviceTable.load(with_reader, device=config.device), table=table)
-    client = PartitionedClient(spec, addresses, ClientConfig(deadline_s=config.deadline_s))
+    client = PartitionedClient(spec, addresses, ClientConfig(deadline_s=config.deadline_s, first_node=os.getpid()))
     client.wait_connected(config.deadline_s)
     requested = requested_bands(spec, engine_config(config, shape))
     return Rows(source=cached(config, spec, client, requested), table=table, client=client)

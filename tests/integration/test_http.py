@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,9 @@ from tolserve.app import App, AppConfig
 from tolserve.async_engine import CompletionEngine, LocalEngine
 from tolserve.engine.request import RowsUnavailableError
 from tolserve.http_server import HttpServer
+from tolserve.link import fleet as fleet_module
 from tolserve.link.fleet import Fleet
+from tolserve.link.protocol import encode
 from tolserve.link.server import LinkServer
 from tolserve.openai_api.prompts import ModelInfo
 
@@ -324,6 +327,29 @@ def test_a_replica_that_comes_back_is_used_by_requests_that_waited() -> None:
         loop = service.server.loop
         asyncio.run_coroutine_threadsafe(fleet.update({"new": service.links[1].address}), loop).result()
         thread.join()
+        assert results == [200]
+
+
+def test_a_silent_replica_is_dropped_and_its_request_runs_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "SILENCE_S", 1.0)
+    with running(AppConfig(), linked=1) as service, socket.create_server(("127.0.0.1", 0)) as listener:
+        fleet: Fleet = service.engine
+        service.links[0].stop()
+        wait_for(lambda: not fleet.ready())
+        loop = service.server.loop
+        frozen = asyncio.run_coroutine_threadsafe(fleet.update({"frozen": listener.getsockname()}), loop)
+        peer, _ = listener.accept()
+        peer.sendall(encode({"hello": {}}))
+        frozen.result()
+        results: list[int] = []
+        thread = threading.Thread(target=lambda: results.append(service.post()[0]))
+        thread.start()
+        assert peer.recv(1000)
+        service.links.append(LinkServer(ScriptedEngine(), host="127.0.0.1", hello={}))
+        time.sleep(1.1)
+        asyncio.run_coroutine_threadsafe(fleet.update({"new": service.links[1].address}), loop).result()
+        thread.join()
+        peer.close()
         assert results == [200]
 
 

@@ -1,5 +1,4 @@
-"""The endpoint on a real Ray Serve, with memory nodes, attention nodes and clients as they are: what it answers, what
-it survives, and that it goes away again."""
+"""The endpoint on a real Ray Serve: what it answers, what it survives, and that it goes away again."""
 
 from __future__ import annotations
 
@@ -47,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 @pytest.fixture(scope="module")
 def endpoint(head: RayHead, model: tuple[str, str]) -> Iterator[Running]:
     checkpoint, table = model
-    options = ["--checkpoint", checkpoint, "--table", table, "--memory-nodes", "2", "--attention-replicas", "2"]
+    options = ["--checkpoint", checkpoint, "--table", table, "--replication", "2", "--attention-replicas", "2"]
     with serving(head.environment, *options, "--port", "0", "--verify-rows", "--cache-share", "0.05") as running:
         yield running
 
@@ -178,11 +177,24 @@ def test_a_lost_attention_node_fails_nothing_that_had_not_streamed(endpoint: Run
     assert len(list(stream)) > 0
 
 
-def test_requests_wait_for_a_lost_memory_node_to_come_back(endpoint: Running) -> None:
+def test_the_other_node_of_a_partition_takes_over(endpoint: Running) -> None:
+    """One frozen first, then killed."""
     with Load(endpoint.url, clients=3) as load:
-        kill_one("MemoryNodes-1")
+        before = replica_pids("MemoryNodes-0")
+        assert len(before) == 2
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            os.kill(before[0], number)
+            done = load.num_done
+            wait_until(lambda done=done: load.num_done > done + 12)
+    assert load.failed == []
+
+
+def test_requests_wait_for_a_partition_without_nodes(endpoint: Running) -> None:
+    with Load(endpoint.url, clients=3) as load:
+        for pid in replica_pids("MemoryNodes-0"):
+            os.kill(pid, signal.SIGKILL)
         done = load.num_done
-        wait_until(lambda: load.num_done > done + 20)
+        wait_until(lambda: load.num_done > done + 12)
     assert load.failed == []
 
 
@@ -198,7 +210,7 @@ def test_an_interrupt_takes_it_down(endpoint: Running) -> None:
 def test_a_serve_config_file_deploys_the_same(head: RayHead, model: tuple[str, str], tmp_path: Path) -> None:
     config = yaml.safe_load((REPOSITORY / "infra" / "serve.yaml").read_text())
     port = free_port()
-    changes = {"checkpoint": model[0], "table": model[1], "host": "127.0.0.1", "port": port, "memory_nodes": 1}
+    changes = {"checkpoint": model[0], "table": model[1], "host": "127.0.0.1", "port": port}
     config["applications"][0]["args"].update(changes)
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
     serve_command(head, "deploy", str(tmp_path / "serve.yaml"))

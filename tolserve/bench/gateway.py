@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from tolbuild.checkpoint import open_checkpoint
 
+from tolbuild.checkpoint import open_checkpoint
 from tolserve.bench.report import alternate, estimate
 from tolserve.engine.engine import Engine
 from tolserve.engine.load import build_engine

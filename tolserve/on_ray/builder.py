@@ -66,6 +66,10 @@ def check(config: ServeConfig) -> int | None:
     """
     checkpoint = open_checkpoint(config.checkpoint)
     engine_config(config, checkpoint.config)
+    checkpoint.tokenizer()
+    num_layers = checkpoint.config.num_hidden_layers
+    if any(layer >= num_layers for layer in config.drop_layers):
+        raise ValueError(f"--drop-layers is {config.drop_layers}; the model's layers are 0 to {num_layers - 1}")
     if config.table is None:
         return None
     if not checkpoint.config.has_memory:

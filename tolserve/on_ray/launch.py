@@ -52,8 +52,8 @@ def connect() -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except OSError as error:
         raise NoClusterError(
-            f"no Ray cluster to connect to at {address!r}. Start one on this machine with `ray start --head`, or name one "
-            f"with RAY_ADDRESS. ({str(error).splitlines()[0]})"
+            f"no Ray cluster to connect to at {address!r}. Start one on this machine with `ray start --head`, or name "
+            f"one with RAY_ADDRESS. ({str(error).splitlines()[0]})"
         ) from error
 
 
