@@ -17,6 +17,8 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from scripted_engine import VOCAB_SIZE, LetterTokenizer, ScriptedEngine
 
 from tolserve.app import App, AppConfig
@@ -28,6 +30,7 @@ from tolserve.link.fleet import Fleet
 from tolserve.link.protocol import encode
 from tolserve.link.server import LinkServer
 from tolserve.openai_api.prompts import ModelInfo
+from tolserve.openai_api.request import CompletionRequest
 
 MODEL = ModelInfo(name="letters", vocab_size=VOCAB_SIZE, max_model_len=4096)
 FAULTS: dict[int, Exception] = {
@@ -206,6 +209,33 @@ def test_faults_have_their_status(service: Service, fields: dict[str, Any], stat
 def test_bad_requests_are_refused(service: Service, method: str, path: str, body: bytes | None, status: int) -> None:
     answered, answer, _ = service.raw(method, path, body)
     assert (answered, answer["error"]["type"]) == (status, "invalid_request_error")
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["letters", 1, 2.0, "a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(CompletionRequest.model_fields)), VALUES, max_size=5),
+    st.booleans(),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_body_is_answered_with_a_server_error(service: Service, fields: dict[str, Any], valid: bool) -> None:
+    base = {"model": "letters", "prompt": "abc", "max_tokens": 2} if valid else {}
+    body = json.dumps({**base, **fields}).encode()
+    connection = http.client.HTTPConnection(*service.server.address, timeout=20)
+    connection.request("POST", "/v1/completions", body)
+    status = connection.getresponse().status
+    connection.close()
+    assert status == 200 or 400 <= status < 500
 
 
 def test_models_health_and_metrics(service: Service) -> None:
