@@ -17,8 +17,6 @@ from tolbuild.bench.products import best_rate, square_products
 from tolbuild.build_config import BuildConfig
 from tolbuild.drive.driver import build_table
 
-ROUNDS = 3
-
 Sizes = dict[torch.dtype, tuple[int, ...]]
 
 FULL_SIZES: Sizes = {torch.float32: (1024, 2048, 4096), torch.float64: (1024, 2048)}
@@ -53,7 +51,7 @@ QUICK = Shape(vocab_size=8192, width=512, hidden=1368, num_layers=2, rank=128)
 
 def measure(*, quick: bool, device: torch.device, seed: int, folder: Path) -> dict[str, float | None]:
     """Builds from opening the checkpoint to the commit, in this process and on Ray, in turn with matrix products."""
-    shape, sizes = (QUICK, QUICK_SIZES) if quick else (FULL, FULL_SIZES)
+    shape, sizes, rounds = (QUICK, QUICK_SIZES, 2) if quick else (FULL, FULL_SIZES, 3)
     say(
         f"builds: V {shape.vocab_size:,}, d {shape.width}, K {shape.hidden}, {shape.num_layers} layers, "
         f"rank {shape.rank} int8, {torch.get_num_threads()} cores"
@@ -75,7 +73,7 @@ def measure(*, quick: bool, device: torch.device, seed: int, folder: Path) -> di
         device="cuda" if device.type == "cuda" else "cpu",
     )
     with _builds(config) as builds:
-        timings = _in_turn_with_products(builds, device, sizes)
+        timings = _in_turn_with_products(builds, device, sizes, rounds)
     show(timings)
     alone = timings[builds[0].name].median_s
     rate32, rate64 = (best_rate(timings, dtype, some) for dtype, some in sizes.items())
@@ -85,16 +83,18 @@ def measure(*, quick: bool, device: torch.device, seed: int, folder: Path) -> di
     return {"build_efficiency": ideal_s / alone, "ray_overhead": over_ray}
 
 
-def _in_turn_with_products(builds: list[Contestant], device: torch.device, sizes: Sizes) -> dict[str, Timing]:
+def _in_turn_with_products(
+    builds: list[Contestant], device: torch.device, sizes: Sizes, num_rounds: int
+) -> dict[str, Timing]:
     """Every round: each product three times, then each build once."""
     threads = torch.get_num_threads()
     products = [square for dtype, some in sizes.items() for square in square_products(dtype, device, some)]
     rounds = []
-    for number in range(ROUNDS):
+    for number in range(num_rounds):
         torch.set_num_threads(threads)
         rounds.append(in_turn(products, rounds=3, warm_up=number == 0, device=device))
         rounds.append(in_turn(builds[:: 1 if number % 2 else -1], rounds=1, warm_up=False))
-        say(f"    round {number + 1} of {ROUNDS}")
+        say(f"    round {number + 1} of {num_rounds}")
     torch.set_num_threads(threads)
     return joined(rounds)
 

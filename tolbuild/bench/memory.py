@@ -21,7 +21,7 @@ WIDTH, HIDDEN, LAYERS = 1024, 256, 1
 def measure(*, quick: bool, device: torch.device, seed: int, folder: Path) -> dict[str, float | None]:
     """Peak private memory of a build with one worker in a fresh process, at two vocabularies in turn."""
     sizes = (8192, 32_768) if quick else (32_768, 131_072)
-    width, rounds = (256, 1) if quick else (WIDTH, 3)
+    width, rounds = (256, 1) if quick else (WIDTH, 5)
     say(f"memory: one worker, V {sizes[0]:,} and {sizes[1]:,}, d {width}, rank {width // 4} int8")
     peaks: dict[int, list[int]] = {size: [] for size in sizes}
     for size in sizes:

@@ -8,8 +8,8 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from tolbuild.checkpoint.shapes import expected_shapes
 from tolbuild.config import ModelConfig
-from tolbuild.model import MemoryLLM
 
 
 def write_checkpoint(folder: Path, *, vocab_size: int, width: int, hidden: int, num_layers: int, seed: int) -> str:
@@ -24,12 +24,10 @@ def write_checkpoint(folder: Path, *, vocab_size: int, width: int, hidden: int, 
         intermediate_size=hidden,
         torch_dtype="bfloat16",
     )
-    with torch.device("meta"):
-        shapes = {name: parameter.shape for name, parameter in MemoryLLM(config).named_parameters()}
     draw = torch.Generator().manual_seed(seed)
     tensors = {
         name: (torch.ones(shape) if "norm" in name else 0.02 * torch.randn(shape, generator=draw)).bfloat16()
-        for name, shape in shapes.items()
+        for name, shape in expected_shapes(config).items()
     }
     folder.mkdir(parents=True)
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -18,7 +18,7 @@ SEGMENTS = 4
 
 def measure(*, quick: bool, device: torch.device, seed: int) -> dict[str, float | None]:
     """All components and codes of rows [V, d] whose singular values fall from 1 to 1e-4: V 32,768, d 1024."""
-    num_rows, width = (8192, 512) if quick else (32_768, 1024)
+    num_rows, width = (8192, 384) if quick else (32_768, 1024)
     say(f"svd: V {num_rows:,}, d {width}, all components and the codes of all rows")
     rows_VD = falling_rows(num_rows, width, seed).to(device)
     rows64_VD = rows_VD.double()
@@ -42,8 +42,9 @@ def falling_rows(num_rows: int, width: int, seed: int) -> Tensor:
     draw = torch.Generator().manual_seed(seed)
     directions_DD = torch.linalg.qr(torch.randn(width, width, generator=draw))[0]
     sizes_D = torch.logspace(0, -4, width)
-    rows_VD = (torch.randn(num_rows, width, generator=draw) * sizes_D) @ directions_DD
-    return rows_VD + 0.01 * torch.randn(width, generator=draw)
+    rows_VD: Tensor = (torch.randn(num_rows, width, generator=draw) * sizes_D) @ directions_DD
+    rows_VD += 0.01 * torch.randn(width, generator=draw)
+    return rows_VD
 
 
 def components(rows_VD: Tensor) -> tuple[LayerBasis, Tensor]:
