@@ -34,7 +34,7 @@ class S3Store:
         self.url = url.rstrip("/")
         self._credentials = credentials
         self._bucket, self._prefix = parts.netloc, self.url[len(f"s3://{parts.netloc}") :].strip("/")
-        self._files = FsspecStore(self.url, skip_instance_cache=True, **_s3fs_options(credentials))
+        self._files = FsspecStore(self.url, **_s3fs_options(credentials))
         self._ranges: Any = None
 
     def read(self, key: str) -> bytes:
@@ -49,9 +49,11 @@ class S3Store:
 
     def read_scattered(self, key: str, starts: Offsets, outs: Sequence[NDArray[np.uint8]]) -> None:
         """Concurrent range requests, near ones as one; see Store."""
-        if not outs:
+        wanted = [place for place, out in enumerate(outs) if out.size]
+        if not wanted:
             return
         path = f"{self._prefix}/{key}" if self._prefix else key
+        starts, outs = starts[wanted], [outs[place] for place in wanted]
         lengths = [out.size for out in outs]
         with self._faults(key):
             parts = self._range_store().get_ranges(
