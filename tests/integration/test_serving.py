@@ -24,6 +24,7 @@ from serve_kit import NUM_POSITIONS, Running, make_served_checkpoint, make_table
 from tolserve.engine.config import EngineConfig
 from tolserve.engine.load import build_engine
 from tolserve.engine.request import SamplingParams
+from tolserve.on_ray.launch import reason
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -238,6 +239,30 @@ def answers(port: int) -> bool:
     except OSError:
         time.sleep(0.2)
         return False
+
+
+def test_what_cannot_be_served_is_said(head: RayHead, model: tuple[str, str]) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "tolserve.run",
+        "--checkpoint",
+        model[0],
+        "--table",
+        model[1],
+        "--pinned-bands",
+        "9",
+    ]
+    environment = os.environ | dict(head.environment)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: --pinned-bands is 9; the table has 2 bands\n"
+
+
+def test_the_reason_is_found_in_what_serve_says() -> None:
+    trace = "The deployment failed:\nTraceback (most recent call last):\n  File x\nOSError: the port is taken\n"
+    assert reason(["", trace, "Failed."]) == "OSError: the port is taken"
+    assert reason(["", "Failed."]) == "Failed."
 
 
 def test_no_cluster_is_a_clear_message() -> None:

@@ -6,9 +6,10 @@ import contextlib
 import io
 import logging
 import os
+import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,7 @@ class Endpoint:
     def __init__(self, config: ServeConfig, *, name: str = "tolserve") -> None:
         self._name = name
         self._config = replace(config, gateway_node=config.gateway_node or node_ip())
+        self._deployed = False
         self._started_serve = False
 
     def deploy(self) -> None:
@@ -88,6 +90,7 @@ class Endpoint:
         """
         application = build_app(self._config)
         self._started_serve = not serve.status().applications
+        self._deployed = True
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # starting sets it to INFO
@@ -111,8 +114,8 @@ class Endpoint:
             if status.status == ApplicationStatus.RUNNING:
                 return self._address()
             if status.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-                reasons = [one.message for one in status.deployments.values() if one.message] or [status.message]
-                raise DeployError("the endpoint did not come up: " + "; ".join(reasons))
+                messages = [one.message for one in status.deployments.values()] + [status.message]
+                raise DeployError(f"the endpoint did not come up: {reason(messages)}")
             if time.monotonic() > deadline:
                 raise DeployError(f"the endpoint did not come up within {timeout_s:g} s; so far: {line}")
             time.sleep(_POLL_S)
@@ -125,6 +128,8 @@ class Endpoint:
 
     def stop(self) -> None:
         """Take the application down, and Serve with it where it came with it and nothing else uses it."""
+        if not self._deployed:
+            return
         serve.delete(self._name)
         if self._started_serve and not serve.status().applications:
             # Ray prints about Serve's own calls that end with it.
@@ -146,6 +151,13 @@ def progress_line(running: Mapping[str, int], config: ServeConfig) -> str:
     if config.num_partitions:
         parts.insert(0, f"{memory} of {config.num_partitions * config.replication} memory nodes")
     return "loaded: " + ", ".join(parts)
+
+
+def reason(messages: Sequence[str]) -> str:
+    """What Serve's messages say went wrong: the last exception named in them, else the first."""
+    told = [message.strip() for message in messages if message.strip()]
+    lines = [line for message in told for line in message.splitlines() if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return (lines or told or ["Serve gave no reason"])[-1 if lines else 0]
 
 
 def _num_running(deployment: DeploymentStatusOverview) -> int:
