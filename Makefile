@@ -10,11 +10,8 @@ help: ## what there is to make
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 demo: ## build, check and serve the shipped model's table on a cluster of this machine
-	@echo 'make demo: builds the table of the shipped model on a Ray cluster and an S3 stand-in of this machine, checks it'
-	@echo 'and serves from it. It takes at most 3 minutes and downloads nothing, once $(VENV) is there; ending it, Ctrl-C'
-	@echo 'included, leaves no process and no file behind.'
-	@test -e $(STAMP) || echo 'First $(VENV) is made: pip downloads torch, Ray and what they need, 0.6 GB and a few minutes' \
-		'(some 3 GB more where pip picks a torch for CUDA).'
+	@test -e $(STAMP) || echo 'First $(VENV) is made, once: pip downloads torch, Ray and what they need, 0.6 GB in a few' \
+		'minutes (3 GB more where it picks a torch for CUDA). Then the demo takes at most 3 minutes, without downloads.'
 	@$(MAKE) --no-print-directory venv
 	@$(BIN)/python -m cluster.demo
 

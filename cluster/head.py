@@ -187,7 +187,7 @@ def _wait(new: ClusterState, ready: Callable[[], bool], what: str, log: Path, in
     in_time = interrupts.wait(done, timeout_s=START_TIMEOUT_S)
     if dead or not in_time:
         fault = "ended" if dead else f"was not ready after {START_TIMEOUT_S:.0f} s"
-        raise StartError(f"{what} {fault}; the end of its log:\n{_tail(log)}")
+        raise StartError(f"{what} {fault}; the end of its log:\n{tail(log)}")
 
 
 def _takes_jobs(url: str, token: str) -> bool:
@@ -219,5 +219,6 @@ def _plain_environment() -> dict[str, str]:
     return {**environment, "NO_PROXY": direct, "no_proxy": direct, "PATH": path}
 
 
-def _tail(log: Path, lines: int = 15) -> str:
+def tail(log: Path, lines: int = 15) -> str:
+    """The last lines of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else "(none)"

@@ -84,7 +84,7 @@ def family(mark: str, known: Iterable[ProcessId] = ()) -> list[psutil.Process]:
     return [process for process in found.values() if _alive(process)]
 
 
-def end(mark: str, known: Sequence[ProcessId] = (), *, grace_s: float = 8.0, timeout_s: float = 20.0) -> int:
+def end(mark: str, known: Sequence[ProcessId] = (), *, grace_s: float = 3.0, timeout_s: float = 20.0) -> int:
     """End every process of a cluster: SIGTERM to the `known` ones, then SIGKILL to what they leave behind.
 
     The known processes have `grace_s` to end their own children.

@@ -118,7 +118,7 @@ def table_expansions(table: RowTable, num_layers: int) -> tuple[LayerExpansion, 
     """What an open table says of each layer's expansion."""
 
     def tensor(array: object) -> Tensor | None:
-        return None if array is None else torch.as_tensor(array, dtype=torch.float32).clone()
+        return None if array is None else torch.tensor(array, dtype=torch.float32)
 
     return tuple(
         LayerExpansion(
