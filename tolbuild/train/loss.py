@@ -20,7 +20,9 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, z_loss: float
+    ) -> tuple[Tensor, Tensor]:
         """Losses as fp32 scalars, for hidden [N, D], head [V, D] and int64 targets [N]."""
         count = len(hidden_ND)
         grad_head_VD = torch.zeros_like(head_VD, dtype=torch.float32)

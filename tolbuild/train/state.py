@@ -11,7 +11,9 @@ import torch
 from tolbuild.model import MemoryLLM
 from tolbuild.train.config import TrainConfig
 
-_FREE_TO_CHANGE = ("out", "device", "log_every", "validate_every", "save_every", "validation_tokens", "data", "valid", "tokenizer")
+_FREE_TO_CHANGE = (
+    "out", "device", "log_every", "validate_every", "save_every", "validation_tokens", "data", "valid", "tokenizer",
+)  # fmt: skip
 """Settings that a resumed run may change: they decide no weight, or are paths to files that may have moved."""
 
 
@@ -47,7 +49,9 @@ def load_state(config: TrainConfig, model: MemoryLLM, optimizer: torch.optim.Opt
         return 0
     state = torch.load(state_path(config), map_location="cpu", weights_only=True)
     ours, theirs = _settings(config), state["config"]
-    differing = [f"{key}: {theirs.get(key)!r} there, {ours[key]!r} here" for key in ours if ours[key] != theirs.get(key)]
+    differing = [
+        f"{key}: {theirs.get(key)!r} there, {value!r} here" for key, value in ours.items() if value != theirs.get(key)
+    ]
     if differing:
         raise ValueError(f"{config.out} holds a run with other settings ({'; '.join(differing)}); choose another --out")
     model.load_state_dict(state["model"])
