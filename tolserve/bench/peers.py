@@ -57,7 +57,9 @@ def peer(description: dict[str, Any]) -> Iterator[Address]:
         child.stdout.close()
 
 
-def node_description(*, rank: int, dtype: str, vocab_size: int, core: int | None, spin_us: int, max_bytes: int) -> dict[str, Any]:
+def node_description(
+    *, rank: int, dtype: str, vocab_size: int, core: int | None, spin_us: int, max_bytes: int
+) -> dict[str, Any]:
     """A memory node of 24 layers in bands of 4, its rows in at most `max_bytes` of memory (see `CyclicStore`)."""
     shape = {"num_layers": 24, "layers_per_band": 4, "rank": rank, "dtype": dtype, "vocab_size": vocab_size}
     return {"kind": "node", "shape": shape, "core": core, "spin_us": spin_us, "max_bytes": max_bytes}

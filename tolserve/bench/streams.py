@@ -39,7 +39,8 @@ class TokenStream:
     def batches(self, batch: int, num_steps: int) -> NDArray[np.int64]:
         """[num_steps, batch]: `batch` readers at evenly spaced places of the stream, one token each a step."""
         starts = np.arange(batch) * (len(self.tokens) // batch)
-        return self.tokens[(starts + np.arange(num_steps)[:, None]) % len(self.tokens)]
+        batches: NDArray[np.int64] = self.tokens[(starts + np.arange(num_steps)[:, None]) % len(self.tokens)]
+        return batches
 
 
 def text_stream(folder: Path, vocab_size: int) -> TokenStream:
@@ -60,9 +61,7 @@ def text_stream(folder: Path, vocab_size: int) -> TokenStream:
     counts[: len(ranked)] = [count for _, count in ranked]
     first = min(len(ranked), vocab_size // 2)
     unseen = vocab_size - first
-    tokens = [
-        rank.get(word, first + zlib.crc32(word.encode()) % unseen) for words in _words(valid) for word in words
-    ]
+    tokens = [rank.get(word, first + zlib.crc32(word.encode()) % unseen) for words in _words(valid) for word in words]
     return TokenStream(name="text", tokens=np.array(tokens, np.int64), counts=counts)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from tolbuild.checkpoint import Checkpoint, open_checkpoint
-from tolbuild.rows import MAX_CHUNK_ROWS, compute_rows, ffn_rows
 from torch import Tensor
 
+from tolbuild.checkpoint import Checkpoint, open_checkpoint
+from tolbuild.rows import MAX_CHUNK_ROWS, compute_rows, ffn_rows
 from tolbuild.table import Credentials, Table
 from tolserve.engine.build import RowChecks, make_engine
 from tolserve.engine.config import EngineConfig

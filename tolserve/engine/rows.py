@@ -65,7 +65,8 @@ class RowTotals:
 
 class RowFeed:
     """Requests and receives the rows of steps from one source. At most two requests are ahead at a time, each for no
-    more ids than a step has tokens: that bounds the staging buffers."""
+    more ids than a step has tokens: that bounds the staging buffers.
+    """
 
     def __init__(self, source: RowSource, bands: tuple[int, ...]) -> None:
         self._source = source

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tolserve.memory.spec import Ids, RowSpec, Rows
+from tolserve.memory.spec import Ids, Index, Rows, RowSpec
 
 
 class Arena(Protocol):
@@ -29,7 +29,7 @@ class Arena(Protocol):
     def move(self, band: int, sources: Ids, targets: Ids) -> None:
         """Copy rows of a pool to other places of it."""
 
-    def gather(self, band: int, index: Ids) -> Any:
+    def gather(self, band: int, index: Index) -> Any:
         """Rows `index` of a pool, one after another."""
 
 
@@ -81,7 +81,7 @@ class HostArena:
         pool = self._pools[band]
         pool[targets] = pool[sources]
 
-    def gather(self, band: int, index: Ids) -> Rows:
+    def gather(self, band: int, index: Index) -> Rows:
         """Rows `index` of a pool; without a copy where they lie one after another."""
         pool = self._pools[band]
         if len(index) and int(index[-1]) - int(index[0]) == len(index) - 1 and bool((np.diff(index) == 1).all()):

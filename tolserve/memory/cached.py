@@ -204,12 +204,12 @@ class CachedSource:
         count = len(ids)
         start = self._take(count)
         stop = start + count
-        out = {band: self._arena.inbox(band, start, stop) for band in bands}
         try:
-            fetch = self._fetcher.fetch(ids, out)
+            fetch = self._fetcher.request(ids, bands)
         except BaseException:
             self._staging.give_back(start, count)
             raise
+        self._fetcher.receive(fetch, {band: self._arena.inbox(band, start, stop) for band in bands})
         rows = np.arange(start, stop) if fetch.order is None else fetch.order + start
         num_bytes = count * sum([self._row_bytes[band] for band in bands])
         return _Stretch(start=start, ids=ids, rows=rows, bands=bands, fetch=fetch, shared=shared, num_bytes=num_bytes)

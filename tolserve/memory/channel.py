@@ -29,7 +29,7 @@ _sink = memoryview(bytearray(1 << 18))
 
 @dataclass(kw_only=True, eq=False, slots=True)
 class Flight:
-    """Rows asked of one partition: bands `bands` of `ids` into `regions`, one for each band.
+    """Rows asked of one partition: bands `bands` of `ids` into `regions`, one for each band, known before rows come.
 
     Attributes:
         num_done: bands received in full; a flight that is sent again asks for the others only.
@@ -40,7 +40,7 @@ class Flight:
     partition: int
     ids: Ids32
     bands: tuple[int, ...]
-    regions: list[memoryview]
+    regions: list[memoryview] = field(default_factory=list)
     channel: Channel | None = None
     request_id: int = 0
     num_done: int = 0

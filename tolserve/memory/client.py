@@ -57,12 +57,12 @@ class ClientConfig:
 
 @dataclass(kw_only=True, eq=False, slots=True)
 class RemoteFetch:
-    """Flights to the partitions that hold its ids; see `RowFetcher.fetch`."""
+    """Flights to the partitions that hold its ids; see `RowFetcher.request`."""
 
     bands: tuple[int, ...]
     order: Ids | None
     flights: list[Flight]
-    deadline: float
+    deadline: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -134,20 +134,32 @@ class PartitionedClient:
                     raise self._unavailable(partition, timeout_s)
                 time.sleep(_NAP_S)
 
-    def fetch(self, ids: Ids, out: Mapping[int, memoryview]) -> RemoteFetch:
-        """See `RowFetcher.fetch`. Where no node is up the request leaves when one is, while rows are waited for."""
-        self._nodes.close_left()
-        bands = tuple(out)
-        views = [out[band] for band in bands]
-        deadline = time.monotonic() + self.config.deadline_s
+    def request(self, ids: Ids, bands: tuple[int, ...]) -> RemoteFetch:
+        """See `RowFetcher.request`. Where no node is up the request leaves when one is, while rows are waited for."""
         if self._nodes.num_partitions == 1:
-            flight = Flight(partition=0, ids=ids.astype(np.uint32), bands=bands, regions=views)
-            fetch = RemoteFetch(bands=bands, order=None, flights=[flight], deadline=deadline)
-        else:
-            fetch = self._split(ids, bands, views, deadline)
-        for flight in fetch.flights:
+            flight = Flight(partition=0, ids=ids.astype(np.uint32), bands=bands)
             self._assign(flight)
+            fetch = RemoteFetch(bands=bands, order=None, flights=[flight])
+        else:
+            fetch = self._split(ids, bands)
+            for flight in fetch.flights:
+                self._assign(flight)
+        fetch.deadline = time.monotonic() + self.config.deadline_s
+        self._nodes.close_left()
         return fetch
+
+    def receive(self, fetch: RemoteFetch, out: Mapping[int, memoryview]) -> None:
+        """See `RowFetcher.receive`."""
+        views = [out[band] for band in fetch.bands]
+        if len(fetch.flights) == 1:
+            fetch.flights[0].regions = views
+            return
+        start = 0
+        row_bytes = [self.spec.bands[band].row_bytes for band in fetch.bands]
+        for flight in fetch.flights:
+            stop = start + len(flight.ids)
+            flight.regions = [view[start * size : stop * size] for view, size in zip(views, row_bytes, strict=True)]
+            start = stop
 
     def arrive(self, fetch: RemoteFetch, band: int) -> None:
         """See `RowFetcher.arrive`.
@@ -184,21 +196,21 @@ class PartitionedClient:
         """End all connections."""
         self._nodes.close()
 
-    def _split(self, ids: Ids, bands: tuple[int, ...], views: list[memoryview], deadline: float) -> RemoteFetch:
-        """One flight a partition; its rows lie together in the destination."""
-        owner = ids // BLOCK_ROWS % self._nodes.num_partitions
+    def _split(self, ids: Ids, bands: tuple[int, ...]) -> RemoteFetch:
+        """One flight a partition; its rows lie together, partition behind partition."""
+        count = self._nodes.num_partitions
+        owner = ids // BLOCK_ROWS % count
         by_owner = np.argsort(owner, kind="stable")
         order = np.empty(len(ids), np.int64)
         order[by_owner] = np.arange(len(ids))
         ids32 = ids[by_owner].astype(np.uint32)
-        ends = np.cumsum(np.bincount(owner, minlength=self._nodes.num_partitions)).tolist()
-        row_bytes = [self.spec.bands[band].row_bytes for band in bands]
-        flights = []
-        for partition, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
-            if stop > start:
-                regions = [view[start * size : stop * size] for view, size in zip(views, row_bytes, strict=True)]
-                flights.append(Flight(partition=partition, ids=ids32[start:stop], bands=bands, regions=regions))
-        return RemoteFetch(bands=bands, order=order, flights=flights, deadline=deadline)
+        ends = np.cumsum(np.bincount(owner, minlength=count)).tolist()
+        flights = [
+            Flight(partition=partition, ids=ids32[start:stop], bands=bands)
+            for partition, (start, stop) in enumerate(zip([0, *ends], ends, strict=False))
+            if stop > start
+        ]
+        return RemoteFetch(bands=bands, order=order, flights=flights)
 
     def _assign(self, flight: Flight) -> bool:
         """Ask a node that is up; False where none is."""

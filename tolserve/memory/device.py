@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tolserve.memory.spec import Ids, RowSpec
+from tolserve.memory.spec import Ids, Index, RowSpec
 
 
 class DeviceArena:
-    """Pools as uint8 tensors on `device`; everything happens on its current stream, in order with what reads the pools."""
+    """Pools as uint8 tensors on `device`; all work goes to its current stream, in order with what reads the pools."""
 
     def __init__(self, spec: RowSpec, *, num_staging: int, slots: Mapping[int, int], device: torch.device) -> None:
         self._device = device
@@ -52,9 +52,9 @@ class DeviceArena:
         pool = self._pools[band]
         pool[self._index(targets)] = pool[self._index(sources)]
 
-    def gather(self, band: int, index: Ids) -> Tensor:
+    def gather(self, band: int, index: Index) -> Tensor:
         """Rows `index` of a pool, on the device."""
         return self._pools[band].index_select(0, self._index(index))
 
-    def _index(self, index: Ids) -> Tensor:
+    def _index(self, index: Index) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(index)).to(self._device)

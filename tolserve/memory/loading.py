@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolserve.memory.partition import BLOCK_ROWS, Partition
-from tolserve.memory.spec import Ids, RowSpec, Rows
+from tolserve.memory.spec import Ids, Rows, RowSpec
 from tolserve.memory.store import RamStore
 
 _READ_BYTES = 8 << 20
@@ -49,7 +49,8 @@ def load_partition(table: Any, partition: Partition) -> RamStore:
 
     def load(read: BlockRead) -> None:
         start = read.first * BLOCK_ROWS
-        table.read_blocks_into(read.band, read.blocks, store.bands[read.band][start : start + len(read.blocks) * BLOCK_ROWS])
+        stop = start + len(read.blocks) * BLOCK_ROWS
+        table.read_blocks_into(read.band, read.blocks, store.bands[read.band][start:stop])
 
     with ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="load") as pool:
         reads = plan_reads(store.spec, partition)

@@ -15,7 +15,7 @@ from tolserve.memory.store import RowStore
 
 @dataclass(kw_only=True, eq=False)
 class LocalFetch:
-    """Places to read and where to put them; see `RowFetcher.fetch`."""
+    """Places to read and where to put them; see `RowFetcher.request`."""
 
     places: NDArray[np.int64]
     out: dict[int, memoryview]
@@ -32,15 +32,20 @@ class StoreFetcher:
     def __init__(self, store: RowStore, *, tier: str = "table") -> None:
         if store.partition != Partition():
             raise ValueError(
-                f"the store holds partition {store.partition.index}/{store.partition.count}; one that holds all is needed"
+                f"the store holds partition {store.partition.index}/{store.partition.count}; "
+                "one that holds all is needed"
             )
         self.spec: RowSpec = store.spec
         self.tier = tier
         self._store = store
 
-    def fetch(self, ids: Ids, out: Mapping[int, memoryview]) -> LocalFetch:
+    def request(self, ids: Ids, bands: tuple[int, ...]) -> LocalFetch:
         """Note what is wanted."""
-        return LocalFetch(places=self._store.locate(ids), out=dict(out))
+        return LocalFetch(places=self._store.locate(ids), out={})
+
+    def receive(self, fetch: LocalFetch, out: Mapping[int, memoryview]) -> None:
+        """Note where it goes."""
+        fetch.out.update(out)
 
     def arrive(self, fetch: LocalFetch, band: int) -> None:
         """Read the rows of `band`."""

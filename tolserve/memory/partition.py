@@ -49,7 +49,8 @@ class Partition:
 
     def owns(self, ids: Ids) -> NDArray[np.bool_]:
         """For each id whether it is here."""
-        return (ids // BLOCK_ROWS) % self.count == self.index
+        owned: NDArray[np.bool_] = (ids // BLOCK_ROWS) % self.count == self.index
+        return owned
 
     def local_rows(self, ids: Ids) -> Ids:
         """Where the rows of own ids lie when the partition's blocks are put one after another."""

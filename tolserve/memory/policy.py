@@ -7,18 +7,18 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tolserve.memory.spec import Ids
+from tolserve.memory.spec import Ids, Index
 
 Mask = NDArray[np.bool_]
 
 
 class CachePolicy(Protocol):
-    """Made for a fixed number of slots; the cache tells it what happens. All arguments are arrays, no call is per token."""
+    """Made for a fixed number of slots; the cache tells it what happens. Arguments are arrays, no call is per token."""
 
     def warm_ids(self, num_slots: int) -> Ids:
         """Ids to load before serving, most wanted first, at most `num_slots`; none for a cold start."""
 
-    def used(self, slots: Ids) -> None:
+    def used(self, slots: Index) -> None:
         """A step reads these slots."""
 
     def filled(self, slots: Ids) -> None:
@@ -47,7 +47,7 @@ class StaticByFrequency:
         """The most frequent ids."""
         return most_frequent(self._counts, num_slots)
 
-    def used(self, slots: Ids) -> None:
+    def used(self, slots: Index) -> None:
         """Use changes nothing."""
 
     def filled(self, slots: Ids) -> None:
@@ -59,8 +59,10 @@ class StaticByFrequency:
 
 
 class LRU:
-    """The rows used last. Victims are chosen in batches: a batch stays right until its slots are used again, since every
-    slot outside it is younger.
+    """The rows used last.
+
+    Victims are chosen in batches: a batch stays right until its slots are used again, since every slot outside it is
+    younger.
 
     `counts` (int64 [V], optional) gives a warm start.
     """
@@ -78,7 +80,7 @@ class LRU:
         """The most frequent ids where counts were given."""
         return np.empty(0, np.int64) if self._counts is None else most_frequent(self._counts, num_slots)
 
-    def used(self, slots: Ids) -> None:
+    def used(self, slots: Index) -> None:
         """They become the youngest."""
         self._clock += 1
         self._stamps[slots] = self._clock

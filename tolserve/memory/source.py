@@ -76,15 +76,20 @@ class RowFetcher(Protocol):
     def tier(self) -> str:
         """The name of this tier in a `MemoryBill`."""
 
-    def fetch(self, ids: Ids, out: Mapping[int, memoryview]) -> Any:
-        """Ask for the rows of distinct `ids` in the bands of `out`; returns at once.
-
-        Args:
-            out: for each band, in layer order, contiguous bytes for len(ids) rows. They are written until the fetch
-                has arrived or is dropped.
+    def request(self, ids: Ids, bands: tuple[int, ...]) -> Any:
+        """Ask for the rows of distinct `ids` in `bands` (in layer order); returns at once.
 
         Returns:
-            A fetch whose `order` is int64 [ids], the place in `out` of each id's row, or None for the order given.
+            A fetch whose `order` is int64 [ids], the place of each id's row in what `receive` is given, or None for the
+            order given.
+        """
+
+    def receive(self, fetch: Any, out: Mapping[int, memoryview]) -> None:
+        """Say where the rows go, before the first `arrive`.
+
+        Args:
+            out: for each band contiguous bytes for len(ids) rows. They are written until the fetch has arrived or is
+                dropped.
         """
 
     def arrive(self, fetch: Any, band: int) -> None:

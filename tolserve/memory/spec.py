@@ -97,7 +97,14 @@ class RowSpec:
 
     @classmethod
     def uniform(
-        cls, *, num_layers: int, layers_per_band: int, rank: int, dtype: str, vocab_size: int, identity: bytes = bytes(16)
+        cls,
+        *,
+        num_layers: int,
+        layers_per_band: int,
+        rank: int,
+        dtype: str,
+        vocab_size: int,
+        identity: bytes = bytes(16),
     ) -> RowSpec:
         """Equal layers in equal bands, as benches and tests use them."""
         bands = []

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tolserve.memory.arena import empty_rows
 from tolserve.memory.partition import Partition
-from tolserve.memory.spec import Ids, RowSpec, Rows
+from tolserve.memory.spec import Ids, Rows, RowSpec
 
 
 class RowStore(Protocol):
@@ -65,7 +65,8 @@ class RamStore:
 class CyclicStore:
     """A memory larger than the machine, for measuring: row(id) = a physical row chosen by id modulo their number.
 
-    Distinct ids share bytes, nothing else differs: what is looked up, gathered and sent is as much as with a real table.
+    Distinct ids share bytes, nothing else differs: what is looked up, gathered and sent is as much as with a real
+    table.
     """
 
     def __init__(self, spec: RowSpec, *, num_rows: int, seed: int) -> None:

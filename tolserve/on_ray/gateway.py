@@ -10,8 +10,8 @@ import asyncio
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
-from tolbuild.checkpoint import open_checkpoint
 
+from tolbuild.checkpoint import open_checkpoint
 from tolserve.app import App, AppConfig
 from tolserve.http_server import HttpServer
 from tolserve.link.fleet import Fleet

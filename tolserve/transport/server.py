@@ -1,4 +1,4 @@
-"""The row protocol on a TCP port: one thread, any number of clients, no thread hand-over between a request and its rows."""
+"""The row protocol on a TCP port: one thread, any number of clients, no hand-over between a request and its rows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class ServerConfig:
             raise ValueError(f"port is {self.port}; it must be in [0, 65535]")
         if self.max_clients < 1 or self.stuck_s <= 0 or self.spin_us < 0:
             raise ValueError(
-                f"max_clients {self.max_clients} and stuck_s {self.stuck_s} must be positive, spin_us {self.spin_us} not negative"
+                f"max_clients {self.max_clients} and stuck_s {self.stuck_s} must be positive, "
+                f"spin_us {self.spin_us} not negative"
             )
 
 
@@ -97,10 +98,7 @@ class _Client:
             self.lingering = True
             self.sock.shutdown(socket.SHUT_WR)
         try:
-            if self.lingering:
-                count = len(self.sock.recv(65536))
-            else:
-                count = self.sock.recv_into(self.session.inbox())
+            count = len(self.sock.recv(65536)) if self.lingering else self.sock.recv_into(self.session.inbox())
         except BlockingIOError:
             return 0
         if count == 0:

@@ -58,8 +58,8 @@ class Responder(Protocol):
 class Session:
     """Feeds requests of one connection to a responder, one after another.
 
-    Usage: receive into `inbox()` and tell `received(count)`; send every piece that `piece()` gives before asking for the
-    next; when `closing` is set and `piece()` gives None, end the connection.
+    Usage: receive into `inbox()` and tell `received(count)`; send every piece that `piece()` gives before asking for
+    the next; when `closing` is set and `piece()` gives None, end the connection.
     """
 
     def __init__(self, responder: Responder) -> None:

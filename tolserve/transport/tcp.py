@@ -10,7 +10,7 @@ from tolserve.transport.link import Address
 
 
 def tune(sock: socket.socket) -> None:
-    """Small frames leave at once. Buffer sizes are left to the system, which grows them further than it lets us ask for."""
+    """Small frames leave at once. Buffer sizes are the system's, which grows them further than it lets us ask for."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 

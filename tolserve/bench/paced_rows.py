@@ -1,0 +1,185 @@
+"""`paced_overhead` of `bench rows`: what rows from a memory node add to the steps of the paced engine.
+
+A step with rows from the memory node and a step with all rows on the device take turns;
+overhead = (mean step time with the memory node - mean step time without) / (24 layers x pace). 24 layers in bands of 4,
+V = 128,256. On the device: every token of the pinned bands, and all other bands of the most frequent tokens, together
+at most 25 % of the bytes of the table as stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tolserve.bench.paced import PacedEngine, StepTime
+from tolserve.bench.peers import node_description, peer
+from tolserve.bench.report import estimate
+from tolserve.bench.streams import TokenStream, text_stream, zipf_stream
+from tolserve.memory.arena import HostArena
+from tolserve.memory.cached import CachedSource, slots_for
+from tolserve.memory.client import ClientConfig, PartitionedClient
+from tolserve.memory.policy import StaticByFrequency
+from tolserve.memory.spec import Ids, RowSpec
+from tolserve.transport.delayed import Delayed
+from tolserve.transport.link import Address
+from tolserve.transport.tcp import TcpTransport
+
+VOCAB_SIZE = 128_256
+DEVICE_SHARE = 0.25
+_NUM_STAGING = 2048
+_WARM_STEPS = 20
+_SIZES = {"12k": (512, "int8"), "96k": (2048, "float16")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """One point: what is varied around 20 us a layer, loopback, one pinned band and the rest cached."""
+
+    size: str
+    batch: int
+    stream: str = "text"
+    pace_us: float = 20.0
+    round_trip_us: float = 0.0
+    pinned_bands: int = 1
+    cache: bool = True
+
+    @property
+    def place(self) -> tuple[float, int, bool]:
+        """Regimes that can share a source."""
+        return self.round_trip_us, self.pinned_bands, self.cache
+
+    @property
+    def name(self) -> str:
+        """The key of the point, what differs from the usual behind it."""
+        parts = [f"{self.size}_b{self.batch}"]
+        usual = Regime(size=self.size, batch=self.batch)
+        if self.stream != usual.stream:
+            parts.append(self.stream)
+        if self.pace_us != usual.pace_us:
+            parts.append(f"{self.pace_us:g}us")
+        if self.round_trip_us:
+            parts.append(f"rtt+{self.round_trip_us:g}us")
+        if not self.pinned_bands:
+            parts.append("no_pinning")
+        if not self.cache:
+            parts.append("no_cache")
+        return " ".join(parts)
+
+
+class DeviceSlots(HostArena):
+    """Staging rows in host memory; cache slots are the device's, whose bytes this process neither has nor moves."""
+
+    def __init__(self, spec: RowSpec) -> None:
+        super().__init__(spec, num_staging=_NUM_STAGING, slots={})
+
+    def move(self, band: int, sources: Ids, targets: Ids) -> None:
+        """The device's work."""
+
+
+def regimes() -> list[Regime]:
+    """The points with a bar first, then those reported beside them."""
+    points = [("12k", 1), ("12k", 8), ("12k", 64), ("96k", 8)]
+    usual = [Regime(size=size, batch=batch) for size, batch in points]
+    varied: list[dict[str, Any]] = [
+        {"stream": "zipf"},
+        {"pace_us": 10.0},
+        {"pace_us": 40.0},
+        {"round_trip_us": 35.0},
+        {"round_trip_us": 100.0},
+        {"cache": False},
+        {"pinned_bands": 0},
+    ]
+    return usual + [replace(regime, **changes) for changes in varied for regime in usual]
+
+
+def measure_paced(core: int | None, *, quick: bool) -> dict[str, Any]:
+    """`paced_overhead` by key, and every point with its interval, split, fetches and bytes."""
+    num_pairs = 100 if quick else 600
+    streams = {"text": text_stream(Path("data"), VOCAB_SIZE), "zipf": zipf_stream(VOCAB_SIZE, 400_000, seed=0)}
+    points = regimes()
+    found: dict[str, Any] = {}
+    for size in _SIZES:
+        rank, dtype = _SIZES[size]
+        node = node_description(
+            rank=rank, dtype=dtype, vocab_size=VOCAB_SIZE, core=core, spin_us=20_000, max_bytes=512 << 20
+        )
+        spec = RowSpec.uniform(**node["shape"])
+        with peer(node) as address:
+            own = [point for point in points if point.size == size]
+            for place in dict.fromkeys(point.place for point in own):
+                alike = [point for point in own if point.place == place]
+                with device_source(spec, address, alike[0], streams["text"]) as source:
+                    for point in alike:
+                        found[point.name] = _measure(point, source, streams[point.stream], num_pairs)
+                        print(f"{point.name}: {found[point.name]}", flush=True)
+    barred = [point.name for point in points[:4]]
+    return {"paced_overhead": {name: found[name]["overhead"] for name in barred}, "paced": found}
+
+
+@contextmanager
+def device_source(spec: RowSpec, address: Address, regime: Regime, stream: TokenStream) -> Iterator[CachedSource]:
+    """A row client whose cache takes what the pinned bands leave of the device's share.
+
+    Both streams number tokens by frequency, so that one set of cached tokens is the right one for both.
+    """
+    transport = Delayed(TcpTransport(), round_trip_s=regime.round_trip_us * 1e-6)
+    client = PartitionedClient(spec, [[address]], ClientConfig(spin_us=5000), transport)
+    client.wait_connected(30)
+    bands = tuple(range(regime.pinned_bands, len(spec.bands)))
+    budget = int(DEVICE_SHARE * spec.table_bytes) - pinned_bytes(spec, regime)
+    source = CachedSource(
+        client,
+        num_slots=slots_for(spec, budget, bands) if regime.cache else 0,
+        policy=StaticByFrequency(stream.counts),
+        bands=bands,
+        num_staging=_NUM_STAGING,
+        arena=DeviceSlots(spec),
+    )
+    source.warm()
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def pinned_bytes(spec: RowSpec, regime: Regime) -> int:
+    """Bytes of the bands that are on the device for every token."""
+    return sum(band.row_bytes for band in spec.bands[: regime.pinned_bands]) * spec.vocab_size
+
+
+def _measure(regime: Regime, source: CachedSource, stream: TokenStream, num_pairs: int) -> dict[str, Any]:
+    spec = source.spec
+    tokens = stream.batches(regime.batch, num_pairs + _WARM_STEPS)
+    num_layers = tuple(len(band.layers) for band in spec.bands)
+    bands = tuple(range(regime.pinned_bands, len(spec.bands)))
+    pace_s = regime.pace_us * 1e-6
+    remote = PacedEngine(tokens, pace_s=pace_s, num_layers=num_layers, source=source, bands=bands)
+    local = PacedEngine(tokens, pace_s=pace_s, num_layers=num_layers)
+    pairs = [(remote.step(), local.step()) for _ in range(num_pairs + _WARM_STEPS)][_WARM_STEPS:]
+    remote.close()
+    ideal_s = pace_s * sum(num_layers)
+    overhead = estimate([(ours.step_s - theirs.step_s) / ideal_s for ours, theirs in pairs])
+    pinned = pinned_bytes(spec, regime) / spec.table_bytes
+    cached = source.num_slots * sum(spec.bands[band].row_bytes for band in bands) / spec.table_bytes
+    assert pinned + cached <= DEVICE_SHARE, f"{pinned + cached:.3f} of the table is on the device"
+    return {
+        "overhead": round(overhead.mean, 4),
+        "interval": [round(overhead.low, 4), round(overhead.high, 4)],
+        "step_us": _percentiles([ours for ours, _ in pairs]),
+        "local_step_us": _percentiles([theirs for _, theirs in pairs]),
+        "pairs": len(pairs),
+        "fetching_steps": round(sum(ours.bytes_moved > 0 for ours, _ in pairs) / len(pairs), 4),
+        "bytes_a_step": round(sum(ours.bytes_moved for ours, _ in pairs) / len(pairs)),
+        "on_device": {"pinned_bands": round(pinned, 4), "cache": round(cached, 4), "cached_tokens": source.num_slots},
+    }
+
+
+def _percentiles(steps: list[StepTime]) -> dict[str, float]:
+    values = np.array([step.step_s for step in steps]) * 1e6
+    p50, p99 = np.percentile(values, [50, 99])
+    return {"mean": round(float(values.mean()), 1), "p50": round(float(p50), 1), "p99": round(float(p99), 1)}

@@ -1,0 +1,150 @@
+"""`bench rows`: the row path against a bare socket, the client's own work, and fetching's price at GPU speed.
+
+- `tcp_vs_socket_96k`: latency of a whole fetch of one row of 96 KiB by the row client (look-up to row in the buffer)
+  over that of a bare TCP socket which sends as many bytes from memory; ratio of medians.
+- `tcp_vs_socket_12m`: throughput of fetching 128 such rows over the bare socket's; ratio of medians.
+- `client_overhead_us`: the client's work for 64 tokens of 12 KiB that are all cached, median.
+- `paced_overhead`: see `tolserve.bench.paced_rows`.
+
+The memory node has a core of its own, and looks for requests without sleeping while traffic lasts (`spin_us`); its rows
+repeat within a smaller memory (`CyclicStore`), since 128,256 rows of 96 KiB are more than most test machines hold.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import time
+from typing import Any
+
+import numpy as np
+
+from tolserve.bench.paced_rows import measure_paced
+from tolserve.bench.peers import REQUEST, node_description, own_cores, peer
+from tolserve.bench.report import alternate, estimate
+from tolserve.memory.cached import CachedSource
+from tolserve.memory.client import ClientConfig, PartitionedClient
+from tolserve.memory.local import StoreFetcher
+from tolserve.memory.policy import LRU, CachePolicy, StaticByFrequency
+from tolserve.memory.source import RowSource
+from tolserve.memory.spec import RowSpec
+from tolserve.memory.store import CyclicStore
+
+SEED = 0
+VOCAB_SIZE = 128_256
+NODE_BYTES = 512 << 20
+SPIN_US = 20_000
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    """All figures; the four that have bars stand at the top."""
+    here, there = own_cores()
+    before = os.sched_getaffinity(0)
+    if here is not None:
+        os.sched_setaffinity(0, {here})
+    gc.collect()
+    gc.freeze()
+    try:
+        sockets = measure_sockets(there, quick=quick)
+        client = measure_client(quick=quick)
+        paced = measure_paced(there, quick=quick)
+    finally:
+        os.sched_setaffinity(0, before)
+        gc.unfreeze()
+    return {
+        "tcp_vs_socket_96k": round(sockets["96k"]["ratio"], 3),
+        "tcp_vs_socket_12m": round(sockets["12m"]["ratio"], 3),
+        "client_overhead_us": round(client["static"]["median"], 1),
+        "paced_overhead": paced["paced_overhead"],
+        "sockets": sockets,
+        "client": client,
+        "paced": paced["paced"],
+        "seed": SEED,
+        "command": f"python -m tolserve.bench rows{' --quick' if quick else ''}",
+        "cores": {"client": here, "memory node": there},
+        "node": {"spin_us": SPIN_US, "memory_bytes": NODE_BYTES, "rows": "repeat within this memory"},
+    }
+
+
+def measure_sockets(core: int | None, *, quick: bool) -> dict[str, Any]:
+    """The row client and a bare socket in turn, 1 and 128 rows of 96 KiB."""
+    node = node_description(
+        rank=2048, dtype="float16", vocab_size=VOCAB_SIZE, core=core, spin_us=SPIN_US, max_bytes=NODE_BYTES
+    )
+    spec = RowSpec.uniform(**node["shape"])
+    with peer(node) as address, peer({"kind": "socket", "core": core}) as bare_address:
+        client = PartitionedClient(spec, [[address]], ClientConfig(spin_us=2000))
+        client.wait_connected(30)
+        source = CachedSource(client, num_staging=1024)
+        bare = socket.create_connection(bare_address)
+        bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            small = _against_socket(source, bare, 1, 100 if quick else 1000)
+            large = _against_socket(source, bare, 128, 15 if quick else 100)
+        finally:
+            bare.close()
+            source.close()
+    small["ratio"] = small["client_us"]["median"] / small["socket_us"]["median"]
+    large["ratio"] = large["socket_us"]["median"] / large["client_us"]["median"]
+    return {"96k": small, "12m": large}
+
+
+def _against_socket(source: RowSource, bare: socket.socket, num_rows: int, rounds: int) -> dict[str, Any]:
+    draw = np.random.default_rng(SEED)
+    num_bytes = num_rows * source.spec.row_bytes
+    buffer = memoryview(bytearray(num_bytes))
+    bands = source.spec.choose(None)
+
+    def by_client() -> float:
+        ids = draw.choice(VOCAB_SIZE, num_rows, replace=False).astype(np.int64)
+        began = time.perf_counter()
+        handle = source.start(ids)
+        for band in bands:
+            source.arrive(handle, band)
+        elapsed_s = time.perf_counter() - began
+        source.release(handle)
+        return elapsed_s * 1e6
+
+    def by_socket() -> float:
+        began = time.perf_counter()
+        bare.sendall(REQUEST.pack(num_bytes))
+        filled = 0
+        while filled < num_bytes:
+            filled += bare.recv_into(buffer[filled:])
+        return (time.perf_counter() - began) * 1e6
+
+    by_client(), by_socket()
+    figures = alternate({"client": by_client, "socket": by_socket}, rounds=rounds, limit_s=30)
+    return {f"{name}_us": _spread(values) for name, values in figures.items()} | {"bytes": num_bytes}
+
+
+def measure_client(*, quick: bool) -> dict[str, Any]:
+    """Microseconds from ids to index and back for 64 tokens of 12 KiB, all cached: look-up, pinning, release."""
+    spec = RowSpec.uniform(num_layers=24, layers_per_band=4, rank=512, dtype="int8", vocab_size=VOCAB_SIZE)
+    num_slots = 4096
+    counts = np.arange(VOCAB_SIZE, 0, -1)
+    policies: dict[str, CachePolicy] = {"static": StaticByFrequency(counts), "lru": LRU(num_slots, counts)}
+    draw = np.random.default_rng(SEED)
+    figures = {}
+    for name, policy in policies.items():
+        store = CyclicStore(spec, num_rows=256, seed=SEED)
+        source = CachedSource(StoreFetcher(store), num_slots=num_slots, policy=policy, num_staging=2048)
+        source.warm()
+        values = []
+        for _ in range(300 if quick else 3000):
+            ids = draw.integers(0, num_slots, 64)
+            began = time.perf_counter()
+            handle = source.start(ids)
+            for band in range(len(spec.bands)):
+                source.arrive(handle, band)
+            source.release(handle)
+            values.append((time.perf_counter() - began) * 1e6)
+            assert not handle.stretches, "every row was cached"
+        figures[name] = _spread(values)
+    return figures
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    low, high = np.percentile(values, [50, 99])
+    return estimate(values).to_dict() | {"p50": round(float(low), 1), "p99": round(float(high), 1)}
