@@ -147,8 +147,17 @@ def worker_pids(head: RayHead) -> list[int]:
 def run_build(*options: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`python -m tolbuild.run` in a process of its own, from the repository."""
     with start_build(*options, environment=environment) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = finish(process)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float = 120) -> tuple[str, str]:
+    """Wait for a build's end and its output; one that does not end is killed, and that is a failure."""
+    try:
+        return process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 def start_build(*options: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:

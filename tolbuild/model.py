@@ -105,7 +105,8 @@ class Block(nn.Module):
         h = x_BSD + self.self_attn(self.input_layernorm(x_BSD), cos, sin)
         if self.kind != "memory":
             h = h + self.mlp(self.post_attention_layernorm(h))
-        return h if memory_BSD is None else h + memory_BSD
+        out: Tensor = h if memory_BSD is None else h + memory_BSD
+        return out
 
 
 class Decoder(nn.Module):
@@ -167,10 +168,12 @@ class MemoryLLM(nn.Module):
             unique_N, inverse_BS = torch.unique(token_ids_BS, return_inverse=True)
         embedding_ND = None if unique_N is None else self.model.embed_tokens(unique_N)
         for index, layer in enumerate(self.model.layers):
+            assert isinstance(layer, Block)
             memory = None
-            if inverse_BS is not None:
-                rows_ND = layer.rows(embedding_ND) if rows_NLD is None else rows_NLD[:, index].to(x.dtype)
-                memory = F.embedding(inverse_BS, rows_ND)
+            if inverse_BS is not None and rows_NLD is not None:
+                memory = F.embedding(inverse_BS, rows_NLD[:, index].to(x.dtype))
+            elif inverse_BS is not None and embedding_ND is not None:
+                memory = F.embedding(inverse_BS, layer.rows(embedding_ND))
             x = layer(x, cos, sin, memory)
         normed: Tensor = self.model.norm(x)
         return normed

@@ -85,7 +85,13 @@ class Reference:
         return self.rms_norm(x, "model.norm.weight") @ self.weights[head].T
 
 
-CASES = [("base", 0, 0, True), ("memory", 0, 0, True), ("memory", 0, 2, False), ("flex", 1, 1, True), ("flex", 3, 0, True)]
+CASES = [
+    ("base", 0, 0, True),
+    ("memory", 0, 0, True),
+    ("memory", 0, 2, False),
+    ("flex", 1, 1, True),
+    ("flex", 3, 0, True),
+]
 
 
 @pytest.mark.parametrize(("kind", "beta", "kv_heads", "tied"), CASES)
@@ -133,7 +139,7 @@ def test_config_refuses_by_name() -> None:
         ModelConfig.from_dict({**config.to_dict(), "hidden_sise": 3})
     with pytest.raises(ValueError, match="beta is 4"):
         ModelConfig.from_dict({**config.to_dict(), "kind": "flex", "beta": 4})
-    with pytest.raises(ValueError, match="5 is no multiple|no multiple of num_key_value_heads 3"):
+    with pytest.raises(ValueError, match=r"5 is no multiple|no multiple of num_key_value_heads 3"):
         dataclasses.replace(config, num_key_value_heads=3)
     with pytest.raises(ValueError, match="vocab_size is 0"):
         dataclasses.replace(config, vocab_size=0)

@@ -75,6 +75,6 @@ def _refuse_other_beginnings(store: Store, plan: Plan) -> None:
     others = sorted(name for name in begun - {plan.plan_hash} if not name.startswith(("tmp", "probe-")))
     if others:
         raise TableConflictError(
-            f"{store.url} holds an unfinished build with other options or of another checkpoint (plan {others[0]}, this "
-            f"one is {plan.plan_hash}); finish it with its own command, give another --table, or add --new-version"
+            f"{store.url} holds an unfinished build with other options or of another checkpoint (plan {others[0]}, "
+            f"this one is {plan.plan_hash}); finish it with its own command, give another --table, or add --new-version"
         )

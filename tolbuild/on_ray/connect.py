@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,9 @@ from dataclasses import dataclass
 import ray
 
 from tolbuild.table.errors import ToLError
+
+CONNECT_S = 5.0
+"""Time that the head of RAY_ADDRESS gets to answer."""
 
 
 class NoClusterError(ToLError):
@@ -36,18 +41,28 @@ def cluster() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    address = os.environ.get("RAY_ADDRESS", "")
     try:
+        _probe(address)
         ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise NoClusterError(
             "no Ray cluster to connect to. Start one on this machine with `ray start --head` (or `python -m "
             "cluster.local up`), name one with RAY_ADDRESS, submit this command with `ray job submit`, or add --no-ray "
-            f"to build in this process. ({str(error).splitlines()[0]})"
+            f"to build in this process. ({address or 'no RAY_ADDRESS'}: {str(error).splitlines()[0]})"
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Try the TCP port of a `host:port` first: Ray itself waits minutes for a head that is not there."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_S):
+            pass
 
 
 def claim(device: str, workers: int) -> Resources:

@@ -33,7 +33,7 @@ class FsspecStore:
 
         self.url = url
         try:
-            self._fs, root = fsspec.core.url_to_fs(url, **options)
+            self.fs, root = fsspec.core.url_to_fs(url, **options)
         except ValueError as error:
             raise ValueError(f"cannot open {url!r}: {error}; give a path, file://, s3:// or memory://") from error
         except ImportError as error:
@@ -48,7 +48,7 @@ class FsspecStore:
     def read(self, key: str) -> bytes:
         """The whole object; see Store."""
         with self.faults(key):
-            data: bytes = self._fs.cat_file(self.path(key))
+            data: bytes = self.fs.cat_file(self.path(key))
             return data
 
     def read_scattered(self, key: str, starts: Offsets, outs: Sequence[NDArray[np.uint8]]) -> None:
@@ -56,7 +56,7 @@ class FsspecStore:
         lengths = np.array([out.size for out in outs], np.int64)
         merged = merge_ranges(starts, lengths, gap=COALESCE_BYTES)
         with self.faults(key):
-            parts = self._fs.cat_ranges(
+            parts = self.fs.cat_ranges(
                 [self.path(key)] * len(merged), [m.start for m in merged], [m.stop for m in merged], on_error="raise"
             )
         for wanted, part in zip(merged, parts, strict=True):
@@ -74,26 +74,35 @@ class FsspecStore:
         """See Store."""
         self._check_writable()
         with self.faults(key):
-            self._fs.pipe_file(self.path(key), b"".join(bytes(memoryview(part).cast("B")) for part in parts))
+            self.fs.pipe_file(self.path(key), b"".join(bytes(memoryview(part).cast("B")) for part in parts))
 
     def create(self, key: str, data: bytes) -> None:
         """See Store."""
         self._check_writable()
         with self.faults(key), _create_lock:
-            if self._fs.exists(self.path(key)):
+            if self.fs.exists(self.path(key)):
                 raise ObjectExistsError(f"{self.url}/{key} exists")
-            self._fs.pipe_file(self.path(key), data)
+            self.fs.pipe_file(self.path(key), data)
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         """See Store."""
         with self.faults(prefix):
-            self._fs.invalidate_cache()
+            self.fs.invalidate_cache()
             try:
-                found = self._fs.find(self.path(prefix), detail=True)
+                found = self.fs.find(self.path(prefix), detail=True)
             except FileNotFoundError:
-                return []
+                found = {}
+        if not found and not self._writable:
+            raise StoreError(
+                f"nothing is listed at {self.url}/{prefix}: no answer, no table, or a server that lists no folders; "
+                "a table on such a server can be opened by its version number"
+            )
         skip = len(self._root.lstrip("/")) + 1
-        infos = [ObjectInfo(path.lstrip("/")[skip:], int(info["size"])) for path, info in found.items()]
+        with self.faults(prefix):
+            sizes = {path: info["size"] for path, info in found.items()}
+            unsaid = [path for path, size in sizes.items() if size is None]  # HTTP listings are names alone
+            sizes |= dict(zip(unsaid, self.fs.sizes(unsaid), strict=True))
+        infos = [ObjectInfo(path.lstrip("/")[skip:], int(size)) for path, size in sizes.items()]
         return sorted((i for i in infos if i.key), key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
@@ -101,15 +110,15 @@ class FsspecStore:
         self._check_writable()
         with self.faults(key):
             try:
-                self._fs.rm_file(self.path(key))
+                self.fs.rm_file(self.path(key))
             except FileNotFoundError:
                 return
 
     def size(self, key: str) -> int:
         """See Store."""
         with self.faults(key):
-            self._fs.invalidate_cache()
-            return int(self._fs.info(self.path(key))["size"])
+            self.fs.invalidate_cache()
+            return int(self.fs.info(self.path(key))["size"])
 
     def local_path(self, key: str) -> Path | None:
         """None: these objects are no files; see Store."""
@@ -134,5 +143,7 @@ class FsspecStore:
             raise ObjectNotFoundError(f"no such object: {where}") from error
         except PermissionError as error:
             raise StoreError(f"no permission for {where}: {error}") from error
-        except (OSError, TimeoutError) as error:
+        except (StoreError, ObjectExistsError):
+            raise
+        except Exception as error:  # the clients behind fsspec share no base class
             raise StoreError(f"{where}: {type(error).__name__}: {error}") from error

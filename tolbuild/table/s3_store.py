@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -76,7 +77,7 @@ class S3Store:
         """A conditional put; see Store."""
         with self._faults(key):
             try:
-                self._files._fs.pipe_file(self._files.path(key), data, mode="create")
+                self._files.fs.pipe_file(self._files.path(key), data, mode="create")
             except FileExistsError:
                 raise ObjectExistsError(f"{self.url}/{key} exists") from None
 
@@ -84,7 +85,7 @@ class S3Store:
         """See Store."""
         with self._faults(prefix):
             found = self._files.list(prefix)
-            if not found and not self._files._fs.exists(self._bucket):
+            if not found and not self._files.fs.exists(self._bucket):
                 raise StoreError(f"no such bucket: {self._bucket} (of {self.url}); make it first")
             return found
 
@@ -118,6 +119,8 @@ class S3Store:
                 name, text = type(error).__name__, str(error).splitlines()[0] if str(error) else ""
                 if name == "NotFoundError" or "NoSuchKey" in text:
                     raise ObjectNotFoundError(f"no such object: {self.url}/{key}") from error
+                if name in ("PermissionDeniedError", "UnauthenticatedError"):
+                    raise StoreError(f"no permission for {self.url}/{key}") from error
                 endpoint = self._credentials.endpoint_url or "AWS"
                 raise StoreError(f"{self.url}/{key} at {endpoint}: {name}: {text}") from error
 
@@ -146,4 +149,5 @@ def _obstore(bucket: str, credentials: Credentials) -> Any:
         if credentials.session_token:
             options["session_token"] = credentials.session_token
     plain = credentials.endpoint_url.startswith("http://")
-    return ObstoreS3(bucket, client_options={"allow_http": plain}, **options)
+    retry: Any = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
+    return ObstoreS3(bucket, client_options={"allow_http": plain}, retry_config=retry, **options)

@@ -115,6 +115,8 @@ def open_store(url: str | Path, credentials: Credentials | None = None) -> Store
     if parts.scheme in ("", "file"):
         from tolbuild.table.local_store import LocalStore
 
+        if parts.scheme == "file" and parts.netloc not in ("", "localhost"):
+            raise ValueError(f"{text!r} names the host {parts.netloc!r}; file:// is of this machine: file:///folder")
         path = unquote(parts.path) if parts.scheme == "file" else text
         return LocalStore(Path(path).absolute())
     if parts.scheme == "s3":
