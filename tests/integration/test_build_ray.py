@@ -14,7 +14,6 @@ from pathlib import Path
 
 import boto3
 import pytest
-import ray
 from build_kit import (
     REPOSITORY,
     S3_KEYS,
@@ -154,20 +153,33 @@ def test_an_interrupted_build_is_tidy_and_resumable(
     assert contents(table) == reference
 
 
+WATCHER = """
+import select, sys
+import ray
+ray.init(address="auto", log_to_driver=False, configure_logging=False)
+total = least = ray.available_resources()["GPU"]
+print("watching", flush=True)
+while not select.select([sys.stdin], [], [], 0.01)[0]:
+    least = min(least, ray.available_resources().get("GPU", 0.0))
+print(total, least)
+"""
+
+
 def test_workers_claim_gpus_where_the_cluster_has_any(head: RayHead, checkpoint: str, tmp_path: Path) -> None:
     """The GPUs are logical: what is claimed is seen by Ray, and the workers find no device and use the CPU."""
-    ray.init(address=head.address, log_to_driver=False, configure_logging=False)
-    try:
-        line = ("--checkpoint", checkpoint, "--table", str(tmp_path / "table"), "--shard-rows", "64")
-        least = total = ray.available_resources()["GPU"]
-        with start_build(*line, environment=head.environment) as process:
-            while process.poll() is None:
-                least = min(least, ray.available_resources().get("GPU", 0.0))
-                time.sleep(0.01)
-            assert process.stderr and process.returncode == 0, process.stderr.read()
-        assert (total, least) == (2.0, 0.0)
-    finally:
-        ray.shutdown()
+    line = ("--checkpoint", checkpoint, "--table", str(tmp_path / "table"), "--shard-rows", "64")
+    with subprocess.Popen(
+        [sys.executable, "-c", WATCHER],
+        env=os.environ | head.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as watcher:
+        assert watcher.stdout and watcher.stdout.readline() == "watching\n"
+        done = run_build(*line, environment=head.environment)
+        seen, _ = finish(watcher)
+    assert done.returncode == 0, done.stderr
+    assert seen.split() == ["2.0", "0.0"]
 
 
 def test_a_submitted_job_builds_on_s3(head: RayHead, checkpoint: str, s3: dict[str, str], tmp_path: Path) -> None:

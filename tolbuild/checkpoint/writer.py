@@ -36,7 +36,7 @@ def save_checkpoint(
     """Write config.json, the weights and the tokenizer's two files, each whole or not at all.
 
     Tensors keep their types; `torch_dtype` in config.json is that of the embedding. An older checkpoint at the place
-    is replaced; config.json comes last, so that a place where a first save was interrupted holds no checkpoint.
+    is replaced; config.json goes first and comes last, so that a place where a save was interrupted holds none.
 
     Args:
         state_dict: every tensor of the config's model by name, and no other.
@@ -55,6 +55,7 @@ def save_checkpoint(
     store = open_store(url, credentials)
     try:
         shards = plan_shards(state_dict, max_shard_bytes)
+        store.delete("config.json")
         _remove_other_files(store, {*shards, *([INDEX] if len(shards) > 1 else [])})
         for key, names in shards.items():
             tensors = {name: state_dict[name].detach().cpu().contiguous() for name in names}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +46,8 @@ def cluster() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "")
     try:
         _probe(address)
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        with _own_sigterm():
+            ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (OSError, RuntimeError) as error:
         raise NoClusterError(
             "no Ray cluster to connect to. Start one on this machine with `ray start --head` (or `python -m "
@@ -55,6 +58,17 @@ def cluster() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Put back this process's answer to SIGTERM, which ray.init replaces."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _probe(address: str) -> None:

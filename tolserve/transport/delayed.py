@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
+from tolserve.transport.errors import LinkError
 from tolserve.transport.link import Address, Link, Transport
 
 
@@ -25,9 +26,12 @@ class DelayedLink:
         self._held: deque[tuple[float, bytes]] = deque()
         self._credit = 0.0
         self._credited_at = time.perf_counter()
+        self._open = True
 
     def send(self, frame: bytes) -> None:
         """See `Link.send`."""
+        if not self._open:
+            raise LinkError("the delayed link is closed")
         self._held.append((time.perf_counter() + self._round_trip_s, frame))
 
     def recv_into(self, view: memoryview) -> int:
@@ -58,6 +62,7 @@ class DelayedLink:
 
     def close(self) -> None:
         """See `Link.close`."""
+        self._open = False
         self._link.close()
 
     def _send_due(self, now: float) -> None:

@@ -77,6 +77,8 @@ class _Client:
             if moved == 0:
                 break
             budget -= moved
+        if budget <= 0:
+            self.events = selectors.EVENT_WRITE  # more may be left: be called again as soon as there is room
         return budget < _TURN_BYTES
 
     def _send(self) -> int:
@@ -100,6 +102,7 @@ class _Client:
         try:
             count = len(self.sock.recv(65536)) if self.lingering else self.sock.recv_into(self.session.inbox())
         except BlockingIOError:
+            self.events = selectors.EVENT_READ
             return 0
         if count == 0:
             raise ConnectionResetError("closed by the client")
