@@ -29,11 +29,10 @@ class InspectConfig:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Describe a table; 0, or 1 where there is none that can be read."""
-    import tyro
+    from tolbuild.cli import parse
 
-    config_of = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(InspectConfig)
     try:
-        config = tyro.cli(config_of, prog="python -m tolbuild.inspect", description=__doc__, args=arguments)
+        config = parse(InspectConfig, positional=True, module="tolbuild.inspect", doc=__doc__, arguments=arguments)
         store = open_store(config.url)
         try:
             manifest = read_manifest(store, latest_version(store) if config.version is None else config.version)

@@ -25,9 +25,8 @@ from collections.abc import Sequence
 from types import FrameType
 from urllib.parse import urlsplit
 
-import tyro
-
 from tolbuild.build_config import BuildConfig
+from tolbuild.cli import parse
 from tolbuild.drive.driver import BuildResult, build_table
 from tolbuild.table.errors import ToLError
 
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Build a table; 0 when it is there, 1 with the reason on standard error, 130 (143) when stopped (by SIGTERM)."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
-        config = tyro.cli(BuildConfig, prog="python -m tolbuild.run", description=__doc__, args=arguments)
+        config = parse(BuildConfig, module="tolbuild.run", doc=__doc__, arguments=arguments)
         print(build(config).text)
     except (ValueError, ToLError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

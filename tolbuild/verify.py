@@ -52,11 +52,10 @@ class VerifyConfig:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Verify and print; 0 for a sound table, else 1."""
-    import tyro
+    from tolbuild.cli import parse
 
-    config_of = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(VerifyConfig)
     try:
-        config = tyro.cli(config_of, prog="python -m tolbuild.verify", description=__doc__, args=arguments)
+        config = parse(VerifyConfig, positional=True, module="tolbuild.verify", doc=__doc__, arguments=arguments)
         store = open_store(config.url)
         try:
             return _verify(store, config)

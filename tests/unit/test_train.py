@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tolbuild.train.config import ModelShape, TrainConfig
+from tolbuild.train.corpus import Processes, prepare_corpus
 from tolbuild.train.data import END_OF_TEXT, PackedWindows, encode_packed, train_tokenizer
 from tolbuild.train.loop import learning_rate
 from tolbuild.train.loss import LinearCrossEntropy
@@ -137,3 +138,15 @@ def test_config_errors_name_the_numbers(corpus: Path, tmp_path: Path) -> None:
         make_config(corpus, tmp_path, warmup_steps=9)
     with pytest.raises(ValueError, match=r"no such file: .*absent"):
         make_config(tmp_path / "absent", tmp_path)
+
+
+def test_other_text_is_not_taken_for_the_same(corpus: Path, tmp_path: Path) -> None:
+    """A start that was stopped before its first state leaves a corpus; another text makes a new one or is refused."""
+    config, other = make_config(corpus, tmp_path / "run"), tmp_path / "other.jsonl"
+    other.write_text(corpus.read_text() + "\n" + corpus.read_text())
+    config.out.mkdir()
+    first = prepare_corpus(config, Processes(0, 1))
+    assert len(prepare_corpus(replace(config, data=(other,)), Processes(0, 1)).train_N) == 2 * len(first.train_N)
+    train(config)
+    with pytest.raises(ValueError, match="run on other --data"):
+        train(replace(config, data=(other,)))

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from tolbuild.checkpoint.importing import NameMap, Theirs, import_weights
 from tolbuild.checkpoint.reader import open_checkpoint
 from tolbuild.checkpoint.writer import save_checkpoint
+from tolbuild.cli import parse
 from tolbuild.config import ModelConfig
 from tolbuild.table.errors import ToLError
 
@@ -61,7 +60,7 @@ def convert(config: ConvertConfig) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Convert; 0 when the checkpoint is written, 1 with the reason on standard error."""
-    config = tyro.cli(ConvertConfig, prog="python -m tolbuild.checkpoint.convert", description=__doc__, args=arguments)
+    config = parse(ConvertConfig, module="tolbuild.checkpoint.convert", doc=__doc__, arguments=arguments)
     try:
         fingerprint = convert(config)
     except (ValueError, ToLError) as error:

@@ -13,8 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import tyro
-
+from tolbuild.cli import parse
 from tolbuild.evaluate.config import EvaluateConfig
 from tolbuild.evaluate.run import evaluate
 from tolbuild.table.errors import ToLError
@@ -23,7 +22,7 @@ from tolbuild.table.errors import ToLError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate; 0 when done, 1 with the reason on standard error, 130 when interrupted."""
     try:
-        config = tyro.cli(EvaluateConfig, prog="python -m tolbuild.evaluate", description=__doc__, args=arguments)
+        config = parse(EvaluateConfig, module="tolbuild.evaluate", doc=__doc__, arguments=arguments)
         evaluate(config)
     except (ValueError, ToLError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

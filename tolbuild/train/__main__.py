@@ -7,17 +7,17 @@ each batch: `torchrun --nproc-per-node 8 -m tolbuild.train ...`.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-import tyro
-
+from tolbuild.cli import parse
 from tolbuild.table.errors import ToLError
 from tolbuild.train.config import TrainConfig
 from tolbuild.train.run import train
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Train; 0 when the checkpoint is written, 1 with the reason on standard error, 130 when interrupted."""
-    config = tyro.cli(TrainConfig, prog="python -m tolbuild.train", description=__doc__)
+    config = parse(TrainConfig, module="tolbuild.train", doc=__doc__, arguments=arguments)
     try:
         train(config)
     except (ValueError, FloatingPointError, ToLError) as error:

@@ -18,13 +18,19 @@ class ModelShape:
     vocab_size: int = 16384
     """Entries of the byte-level BPE vocabulary, trained on the corpus unless --tokenizer names one."""
     hidden_size: int = 192
+    """Width d of the residual stream."""
     num_hidden_layers: int = 6
+    """Layers L."""
     num_attention_heads: int = 6
+    """Heads of d / heads components each."""
     num_key_value_heads: int = 0
+    """Fewer than the heads groups the queries; 0 is one for each head."""
     intermediate_size: int = 512
+    """Hidden units K of a layer's feed-forward network."""
     beta: int = 0
     """Flex only: how many d^2 of a layer's feed-forward parameters read the residual stream (1, 2 or 3)."""
     tie_word_embeddings: bool = True
+    """Whether the output projection is the embedding; a head of its own otherwise."""
 
     def model_config(self, *, sequence_length: int, eos_token_id: int) -> ModelConfig:
         """The checkpoint's config for a model trained on sequences of this many tokens."""
@@ -65,15 +71,21 @@ class TrainConfig:
     final_learning_rate: float = 1e-4
     """Where the cosine ends."""
     warmup_steps: int = 100
+    """Steps of linear growth to the peak."""
     weight_decay: float = 0.1
     """On matrices; norms and embeddings are spared."""
     beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
     beta2: float = 0.95
+    """AdamW's decay of the mean squared gradient."""
     z_loss: float = 1e-6
     """Weight of the mean squared log of the softmax's denominator."""
     clip_norm: float = 1.0
+    """Largest norm of all gradients together; longer ones are scaled down to it."""
     seed: int = 0
+    """Decides the first weights and the order of the text."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU where there is one; there products are in bf16."""
     log_every: int = 10
     """Steps between two lines of the log."""
     validate_every: int = 250
@@ -89,6 +101,8 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.warmup_steps < self.steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be smaller than steps {self.steps}")
+        if not self.data:
+            raise ValueError("--data names no file; give at least one")
         missing = [path for path in (*self.data, self.valid, self.tokenizer) if path and not path.is_file()]
         if missing:
             raise ValueError(f"no such file: {', '.join(map(str, missing))}")

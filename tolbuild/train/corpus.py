@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer
 
 from tolbuild.train.config import TrainConfig
 from tolbuild.train.data import END_OF_TEXT, encode_packed, read_texts, train_tokenizer
+from tolbuild.train.state import state_path
 
 
 @dataclass(frozen=True)
@@ -53,25 +55,52 @@ class Corpus:
 
 
 def prepare_corpus(config: TrainConfig, processes: Processes) -> Corpus:
-    """Make tokenizer.json and the packed ids under `out`, or read what an earlier start left there."""
-    tokenizer_path, train_path, valid_path = (config.out / n for n in ("tokenizer.json", "train.npy", "valid.npy"))
-    if processes.rank == 0 and not train_path.exists():
-        if config.tokenizer:
-            tokenizer = Tokenizer.from_file(str(config.tokenizer))
-        else:
-            print(f"training a byte-level BPE of {config.model.vocab_size:,} entries", flush=True)
-            tokenizer = train_tokenizer(read_texts(config.data), config.model.vocab_size)
-        tokenizer.save(str(tokenizer_path))
-        print("encoding the corpus", flush=True)
-        if config.valid:
-            np.save(valid_path, encode_packed(tokenizer, read_texts([config.valid])))
-        np.save(train_path.with_suffix(".part.npy"), encode_packed(tokenizer, read_texts(config.data)))
-        train_path.with_suffix(".part.npy").rename(train_path)
+    """Make tokenizer.json and the packed ids under `out`, or read what an earlier start made of the same files.
+
+    Raises:
+        ValueError: the run that is under `out` reads other text, or the tokenizer is too large for the model.
+    """
+    if processes.rank == 0:
+        _prepare(config)
     processes.wait()
-    tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    tokenizer = Tokenizer.from_file(str(config.out / "tokenizer.json"))
     if tokenizer.get_vocab_size() > config.model.vocab_size:
         raise ValueError(
             f"the tokenizer has {tokenizer.get_vocab_size():,} entries and the model {config.model.vocab_size:,}; "
             "raise --model.vocab-size"
         )
-    return Corpus(tokenizer, np.load(train_path), np.load(valid_path) if config.valid else None)
+    valid_N = np.load(config.out / "valid.npy") if config.valid else None
+    return Corpus(tokenizer, np.load(config.out / "train.npy"), valid_N)
+
+
+def _prepare(config: TrainConfig) -> None:
+    digest_path = config.out / "corpus.sha256"
+    digest = _digest(config)
+    if digest_path.exists() and digest_path.read_text() == digest:
+        return
+    if state_path(config).exists():
+        raise ValueError(f"{config.out} holds a run on other --data, --valid or --tokenizer; choose another --out")
+    digest_path.unlink(missing_ok=True)
+    if config.tokenizer:
+        tokenizer = Tokenizer.from_file(str(config.tokenizer))
+    else:
+        print(f"training a byte-level BPE of {config.model.vocab_size:,} entries", flush=True)
+        tokenizer = train_tokenizer(read_texts(config.data), config.model.vocab_size)
+    tokenizer.save(str(config.out / "tokenizer.json"))
+    print("encoding the corpus", flush=True)
+    if config.valid:
+        np.save(config.out / "valid.npy", encode_packed(tokenizer, read_texts([config.valid])))
+    np.save(config.out / "train.npy", encode_packed(tokenizer, read_texts(config.data)))
+    digest_path.write_text(digest)
+
+
+def _digest(config: TrainConfig) -> str:
+    """SHA-256 of all that tokenizer and ids are made from, whatever the files are called."""
+    total = hashlib.sha256(str(config.model.vocab_size).encode())
+    for role, paths in (("data", config.data), ("valid", (config.valid,)), ("tokenizer", (config.tokenizer,))):
+        for path in paths:
+            total.update(role.encode())
+            if path is not None:
+                with path.open("rb") as file:
+                    total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
