@@ -1,7 +1,8 @@
 """`bench engine`: this engine against Hugging Face transformers on the same weights (`engine_vs_transformers`).
 
 Kind base, 12 layers, d 768, V 32k, fp32. The rival is the faster of transformers' eager `generate` and its continuous
-batching, found in a first trial and then run in turn with ours; the figure is our tokens/s over its, by pair.
+batching, found in a first trial and then run in turn with ours; the figure is our tokens/s over its, by pair. What the
+endpoint adds to the engine is measured behind it; see `tolserve.bench.gateway`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from tolserve.bench import gateway
 from tolserve.bench.report import alternate, estimate
 from tolserve.bench.rivals import Contestant, make_contestants
 
@@ -55,7 +57,7 @@ def spread(count: int, low: int, high: int) -> tuple[int, ...]:
 
 
 def run(*, quick: bool) -> dict[str, Any]:
-    """The bench's figures; `engine_vs_transformers` has the mean ratio of each workload, `detail` the rest."""
+    """The bench's figures; `engine_vs_transformers` has the mean ratio of each workload, `gateway_*` the endpoint's."""
     ours, rivals = make_contestants(VOCAB_SIZE)
     ratios: dict[str, float] = {}
     detail: dict[str, Any] = {}
@@ -63,7 +65,16 @@ def run(*, quick: bool) -> dict[str, Any]:
         detail[name] = _measure(workload, ours, rivals)
         ratios[name] = detail[name]["ratio"]["mean"]
         print(f"{name}: {detail[name]}", flush=True)
-    return {"engine_vs_transformers": ratios, "detail": detail, "versions": {r.name: r.version for r in rivals}}
+    endpoint = gateway.measure(quick=quick)
+    return {
+        "engine_vs_transformers": ratios,
+        "gateway_us_per_token": endpoint.pop("gateway_us_per_token"),
+        "gateway_ttft_overhead_ms": endpoint.pop("gateway_ttft_overhead_ms"),
+        "detail": detail,
+        **endpoint,
+        "versions": {rival.name: rival.version for rival in rivals},
+        "command": f"python -m tolserve.bench engine{' --quick' if quick else ''}",
+    }
 
 
 def _measure(workload: Workload, ours: Contestant, rivals: tuple[Contestant, ...]) -> dict[str, Any]:

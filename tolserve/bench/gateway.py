@@ -53,8 +53,8 @@ async def stream_once(address: tuple[str, int], model: str, max_tokens: int) -> 
     """
     fields = {"model": model, "prompt": PROMPT, "max_tokens": max_tokens, "temperature": 0, "stream": True}
     body = json.dumps({**fields, "ignore_eos": True}).encode()
-    reader, writer = await asyncio.open_connection(*address)
     began = time.perf_counter()
+    reader, writer = await asyncio.open_connection(*address)
     writer.write(_HEAD.format(len(body)).encode() + body)
     first, received = 0.0, bytearray()
     while b"data: [DONE]" not in received[-64:]:
