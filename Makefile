@@ -33,10 +33,11 @@ check: venv ## ruff, and mypy --strict on the packages
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: venv ## the benchmarks of building and serving; each prints its machine and ends with a line of JSON
-	$(BIN)/python -m tolbuild.bench
-	$(BIN)/python -m tolserve.bench rows
-	$(BIN)/python -m tolserve.bench engine
+bench: venv ## the benchmarks of building and serving, on a quiet machine: results and pages in benchmarks/
+	$(BIN)/python -m tolbuild.bench --out benchmarks/build.json
+	$(BIN)/python -m tolserve.bench rows --out benchmarks/rows.json
+	$(BIN)/python -m tolserve.bench engine --out benchmarks/engine.json
+	$(BIN)/python -m tolserve.bench.page
 
 clean: ## remove .venv and what tools have left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -42,7 +43,7 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("--device cuda, but torch sees no GPU here", file=sys.stderr)
         return 2
-    about = machine.describe(device, options.seed)
+    about = machine.describe(device, options.seed, shlex.join(["python", "-m", "tolbuild.bench", *sys.argv[1:]]))
     say(json.dumps(about))
     began = time.perf_counter()
     results: dict[str, float | None] = dict.fromkeys(ASKED)

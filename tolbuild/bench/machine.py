@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import sys
 from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "ray", "zarr", "obstore")
+PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "ray", "zarr", "obstore", "transformers")
 
 
-def describe(device: torch.device, seed: int) -> dict[str, object]:
+def describe(device: torch.device, seed: int, command: str) -> dict[str, object]:
     """What a committed result has to carry with it."""
     return {
         "machine": {
@@ -26,7 +25,7 @@ def describe(device: torch.device, seed: int) -> dict[str, object]:
         },
         "versions": {"python": platform.python_version()} | _versions(),
         "seed": seed,
-        "command": "python -m tolbuild.bench " + " ".join(sys.argv[1:]),
+        "command": command,
     }
 
 

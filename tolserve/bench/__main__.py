@@ -7,7 +7,9 @@ import importlib
 import json
 from pathlib import Path
 
-from tolserve.bench.report import machine
+import torch
+
+from tolbuild.bench.machine import describe
 
 BENCHES = {
     "rows": "the row path against a bare socket, and what a fetch adds to a step at GPU speed",
@@ -26,7 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--out", type=Path, help="write the result there as well")
     options = parser.parse_args(arguments)
     bench = importlib.import_module(f"tolserve.bench.{options.bench}")
-    result = {"bench": options.bench, "quick": options.quick, "machine": machine(), **bench.run(quick=options.quick)}
+    line = f"python -m tolserve.bench {options.bench}" + (" --quick" if options.quick else "")
+    about = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"), bench.SEED, line)
+    result = {"bench": options.bench, "quick": options.quick, **bench.run(quick=options.quick), **about}
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result), flush=True)

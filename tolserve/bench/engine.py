@@ -16,6 +16,8 @@ from tolserve.bench import gateway
 from tolserve.bench.report import alternate, estimate
 from tolserve.bench.rivals import Contestant, make_contestants
 
+SEED = 0
+"""Of prompts and lengths; weights are torch's with the same seed."""
 VOCAB_SIZE = 32_000
 PROMPT_LENGTH = 64
 
@@ -30,7 +32,7 @@ class Workload:
 
     def prompts(self) -> list[list[int]]:
         """The same random prompts in every run."""
-        draw = random.Random(len(self.outputs))
+        draw = random.Random(SEED + len(self.outputs))
         return [[draw.randrange(VOCAB_SIZE) for _ in range(PROMPT_LENGTH)] for _ in self.outputs]
 
 
@@ -52,7 +54,7 @@ def workloads(*, quick: bool) -> dict[str, Workload]:
 def spread(count: int, low: int, high: int) -> tuple[int, ...]:
     """`count` output lengths spread evenly over low .. high, shuffled."""
     lengths = [low + round(index * (high - low) / (count - 1)) for index in range(count)]
-    random.Random(0).shuffle(lengths)
+    random.Random(SEED).shuffle(lengths)
     return tuple(lengths)
 
 
@@ -72,8 +74,6 @@ def run(*, quick: bool) -> dict[str, Any]:
         "gateway_ttft_overhead_ms": endpoint.pop("gateway_ttft_overhead_ms"),
         "detail": detail,
         **endpoint,
-        "versions": {rival.name: rival.version for rival in rivals},
-        "command": f"python -m tolserve.bench engine{' --quick' if quick else ''}",
     }
 
 

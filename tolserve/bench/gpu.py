@@ -27,6 +27,8 @@ from tolserve.engine.request import SamplingParams
 from tolserve.memory.source import RowSource
 from tolserve.memory.spec import RowSpec
 
+SEED = 0
+"""Of rows and weights."""
 PROMPT_LENGTH = 128
 LAYERS_PER_BAND = 4
 

@@ -1,15 +1,11 @@
-"""What every bench shares: the machine it ran on, and intervals of what it measured."""
+"""What every bench shares: contestants in turn, and intervals of what was measured."""
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 _T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
 """Student's t, two-sided 95 %, for 1, 2, ... degrees of freedom; 2.0 beyond."""
@@ -57,27 +53,3 @@ def alternate(
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             figures[name].append(contestants[name]())
     return figures
-
-
-def machine() -> dict[str, Any]:
-    """What the figures come from: processor, cores, load and versions."""
-    import torch
-
-    described: dict[str, Any] = {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_1m": round(os.getloadavg()[0], 2),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torch_threads": torch.get_num_threads(),
-    }
-    if torch.cuda.is_available():
-        described["gpu"] = torch.cuda.get_device_name()
-    return described
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor()

@@ -22,7 +22,6 @@ class Contestant(Protocol):
     """Greedy generation of fixed lengths, all requests given at once."""
 
     name: str
-    version: str
 
     def generate(self, prompts: list[list[int]], outputs: list[int]) -> list[list[int]]:
         """`outputs[i]` tokens for each of the equally long `prompts`."""
@@ -43,7 +42,6 @@ class OurEngine:
     """This engine, called directly."""
 
     name = "ours"
-    version = str(torch.__version__)
 
     def __init__(self, weights: _Weights) -> None:
         config = EngineConfig(num_blocks=1024, max_num_seqs=64, max_num_batched_tokens=4096, max_model_len=512)
@@ -67,9 +65,8 @@ class Eager:
 
     name = "transformers eager"
 
-    def __init__(self, model: Any, version: str) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
-        self.version = version
 
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], outputs: list[int]) -> list[list[int]]:
@@ -93,9 +90,8 @@ class ContinuousBatching:
 
     name = "transformers continuous batching"
 
-    def __init__(self, model: Any, version: str) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
-        self.version = version
 
     def generate(self, prompts: list[list[int]], outputs: list[int]) -> list[list[int]]:
         """See `Contestant`."""
@@ -142,7 +138,7 @@ def make_contestants(vocab_size: int) -> tuple[OurEngine, tuple[Contestant, ...]
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, pad_token_id=0)).eval()
     ours = OurEngine(_Weights(config, model.state_dict()))
-    rivals = (Eager(model, transformers.__version__), ContinuousBatching(model, transformers.__version__))
+    rivals = (Eager(model), ContinuousBatching(model))
     return ours, rivals
 
 

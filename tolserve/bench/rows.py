@@ -60,8 +60,6 @@ def run(*, quick: bool) -> dict[str, Any]:
         "sockets": sockets,
         "client": client,
         "paced": paced["paced"],
-        "seed": SEED,
-        "command": f"python -m tolserve.bench rows{' --quick' if quick else ''}",
         "cores": {"client": here, "memory node": there},
         "node": {"spin_us": SPIN_US, "memory_bytes": NODE_BYTES, "rows": "repeat within this memory"},
     }
