@@ -47,9 +47,9 @@ def main(arguments: Sequence[str] = ()) -> int:
             build(running)
             serve(running)
             _title(7, "the end")
-    except Interrupted as interrupt:
+    except (Interrupted, KeyboardInterrupt) as interrupt:  # the second before and after the session
         print("stopped; nothing is left running")
-        return interrupt.exit_code
+        return interrupt.exit_code if isinstance(interrupt, Interrupted) else 130
     except (StartError, StepError, SurvivorsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

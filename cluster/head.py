@@ -89,7 +89,14 @@ def stop(cluster: ClusterState) -> int:
 
 def client_environment(cluster: ClusterState) -> dict[str, str]:
     """The environment of a command that uses the cluster: this process's, with the cluster's addresses and keys."""
-    return {**_plain_environment(), **cluster.environment}
+    return {**_plain_environment(), **cluster.environment, **_scratch(Path(cluster.folder))}
+
+
+def _scratch(folder: Path) -> dict[str, str]:
+    """Temporary files of killed processes go with the cluster's folder."""
+    scratch = folder / "tmp"
+    scratch.mkdir(exist_ok=True)
+    return {"TMPDIR": str(scratch)}
 
 
 def _claim(name: str) -> ClusterState:
@@ -119,7 +126,7 @@ def _start_once(new: ClusterState, options: ClusterOptions, interrupts: Interrup
     token.write_text(secrets.token_hex(32))
     ports = _free_ports(4)
     shared = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    environment = {**_plain_environment(), **shared}
+    environment = {**_plain_environment(), **shared, **_scratch(folder)}
 
     port_file = folder / "s3.port"
     s3_command = [sys.executable, "-m", "cluster.s3", "--port-file", str(port_file)]
