@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from tolbuild.config import ModelConfig
+from tolserve.bench.peers import remote_rows
+from tolserve.bench.random_rows import random_store
 from tolserve.bench.random_weights import RandomWeights
 from tolserve.bench.report import alternate, estimate
-from tolserve.bench.row_process import random_store, remote_rows
 from tolserve.engine.build import make_engine
 from tolserve.engine.config import EngineConfig
 from tolserve.engine.engine import Engine

@@ -1,4 +1,4 @@
-"""Processes that benches talk to, each on a core of its own where there are two: a memory node over random rows, and a
+"""Processes that benches talk to, each on a core of its own where it is told so: a memory node over random rows, and a
 bare socket that sends bytes from memory.
 
 `python -m tolserve.bench.peers` runs the one that its standard input describes and ends with it.
@@ -19,14 +19,18 @@ from typing import Any
 
 import numpy as np
 
+from tolserve.bench.random_rows import random_store
+from tolserve.memory.cached import CachedSource
+from tolserve.memory.client import PartitionedClient
 from tolserve.memory.service import RowService
 from tolserve.memory.spec import RowSpec
-from tolserve.memory.store import CyclicStore
+from tolserve.memory.store import CyclicStore, RowStore
 from tolserve.transport.link import Address
 from tolserve.transport.server import RowServer, ServerConfig
 
 REQUEST = struct.Struct("<Q")
 """What the bare socket is sent: how many bytes it shall send."""
+_CONNECT_S = 60.0
 
 
 def own_cores() -> tuple[int | None, int | None]:
@@ -55,6 +59,27 @@ def peer(description: dict[str, Any]) -> Iterator[Address]:
         child.stdin.close()
         child.wait(timeout=60)
         child.stdout.close()
+
+
+@contextmanager
+def remote_rows(spec: RowSpec, num_staging: int) -> Iterator[CachedSource]:
+    """A source, without a cache, of the rows of `random_store(spec)` in another process on this machine."""
+    first = spec.bands[0]
+    shape = {
+        "num_layers": sum(len(band.layers) for band in spec.bands),
+        "layers_per_band": len(first.layers),
+        "rank": first.ranks[0],
+        "dtype": first.dtype,
+        "vocab_size": spec.vocab_size,
+    }
+    with peer({"kind": "random", "shape": shape, "core": None, "spin_us": ServerConfig.spin_us}) as address:
+        client = PartitionedClient(spec, [[address]])
+        client.wait_connected(_CONNECT_S)
+        source = CachedSource(client, num_staging=num_staging)
+        try:
+            yield source
+        finally:
+            source.close()
 
 
 def node_description(
@@ -86,7 +111,11 @@ def main() -> None:
         sys.stdin.read()
         return
     spec = RowSpec.uniform(**told["shape"])
-    store = CyclicStore(spec, num_rows=told["max_bytes"] // spec.row_bytes, seed=0)
+    store: RowStore
+    if told["kind"] == "node":
+        store = CyclicStore(spec, num_rows=told["max_bytes"] // spec.row_bytes, seed=0)
+    else:
+        store = random_store(spec)
     server = RowServer(RowService(store), ServerConfig(spin_us=told["spin_us"]))
     server.start()
     print(json.dumps(server.address), flush=True)
