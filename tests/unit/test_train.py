@@ -150,3 +150,10 @@ def test_other_text_is_not_taken_for_the_same(corpus: Path, tmp_path: Path) -> N
     train(config)
     with pytest.raises(ValueError, match="run on other --data"):
         train(replace(config, data=(other,)))
+
+
+def test_a_run_can_be_made_longer(corpus: Path, tmp_path: Path) -> None:
+    train(make_config(corpus, tmp_path / "run", steps=4))
+    train(make_config(corpus, tmp_path / "run", steps=8))
+    entries = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if "loss" in entry] == [2, 4, 6, 8]

@@ -61,7 +61,7 @@ class TrainConfig:
     """A tokenizer.json to use; without it a byte-level BPE is trained on --data."""
     model: ModelShape = field(default_factory=ModelShape)
     steps: int = 2000
-    """Optimizer steps."""
+    """Optimizer steps. A resumed run may be given another number; the cosine then ends there."""
     batch_sequences: int = 8
     """Sequences a step, over all processes."""
     sequence_length: int = 512

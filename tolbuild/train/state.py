@@ -12,9 +12,10 @@ from tolbuild.model import MemoryLLM
 from tolbuild.train.config import TrainConfig
 
 _FREE_TO_CHANGE = (
-    "out", "device", "log_every", "validate_every", "save_every", "validation_tokens", "data", "valid", "tokenizer",
+    "steps", "out", "device", "log_every", "validate_every", "save_every", "validation_tokens",
+    "data", "valid", "tokenizer",
 )  # fmt: skip
-"""Settings that a resumed run may change: they decide no weight, or are paths to files that may have moved."""
+"""What a resumed run may change: its length, what decides no weight, and paths to files that may have moved."""
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
