@@ -21,7 +21,12 @@ class TableHandle:
     """Rows lie at their token's id."""
 
     index: Ids
-    bill: MemoryBill
+
+    @property
+    def bill(self) -> MemoryBill:
+        """Rows read, all of them here."""
+        count = len(self.index)
+        return MemoryBill(rows_needed=count, rows_unique=len(np.unique(self.index)), hits_by_tier={"device": count})
 
 
 class DeviceTable:
@@ -57,10 +62,7 @@ class DeviceTable:
         missing = set(self._bands if bands is None else self.spec.choose(bands)) - set(self._bands)
         if missing:
             raise ValueError(f"bands {sorted(missing)} are not on the device; {list(self._bands)} are")
-        count = len(token_ids)
-        return TableHandle(
-            index=token_ids, bill=MemoryBill(rows_needed=count, rows_unique=count, hits_by_tier={"device": count})
-        )
+        return TableHandle(index=token_ids)
 
     def arrive(self, handle: TableHandle, band: int) -> None:
         """All rows are here."""

@@ -103,10 +103,9 @@ class LRU:
         return self._queue[free[self._queue]]
 
     def _refill(self, wanted: int, free: Mask) -> None:
-        slots = np.flatnonzero(free)
-        stamps = self._stamps[slots]
-        if wanted < len(slots):
-            oldest = np.argpartition(stamps, wanted)[:wanted]
-            slots, stamps = slots[oldest], stamps[oldest]
-        order = np.argsort(stamps, kind="stable")
-        self._queue, self._queue_stamps = slots[order], stamps[order]
+        """Queue the oldest slots, `wanted` free ones among them, and those in use for when they are free again."""
+        wanted += len(free) - int(np.count_nonzero(free))
+        stamps = self._stamps
+        slots = np.argpartition(stamps, wanted)[:wanted] if wanted < len(stamps) else np.arange(len(stamps))
+        self._queue = slots[np.argsort(stamps[slots], kind="stable")]
+        self._queue_stamps = stamps[self._queue]

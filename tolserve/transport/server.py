@@ -126,7 +126,8 @@ class RowServer:
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._wake, self._wake_end = socket.socketpair()
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._listening = False
+        self._listen(True)
         self._selector.register(self._wake_end, selectors.EVENT_READ)
         self._clients: dict[int, _Client] = {}
         self._thread: threading.Thread | None = None
@@ -162,8 +163,8 @@ class RowServer:
     def request_stop(self) -> None:
         """Let `run` return soon; may be called by a signal handler."""
         if not self._stopping:
-            self._stopping = True
             self._wake.send(b"x")
+            self._stopping = True  # last: once it is set `run` closes what wakes it
 
     def run(self) -> None:
         """Serve until `stop`. Clients that moved of late are looked at directly, all others through the selector."""
@@ -188,6 +189,7 @@ class RowServer:
                     hot = [client, *hot[: _MAX_HOT - 1]]
             if now >= next_check:
                 self._drop_stuck(now)
+                self._listen(True)
                 next_check = now + _TICK_S
         self._close()
 
@@ -202,17 +204,31 @@ class RowServer:
         return found
 
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionError):
+        try:
             sock, peer = self._listener.accept()
-            if len(self._clients) >= self.config.max_clients:
-                _log.warning("client %s is turned away: %d are connected", peer, len(self._clients))
-                sock.close()
-                return
-            sock.setblocking(False)
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as error:  # no descriptor is free: those who are connected go on, others wait
+            _log.warning("no client is let in for %s s: %s", _TICK_S, error)
+            self._listen(False)
+            return
+        if len(self._clients) >= self.config.max_clients:
+            _log.warning("client %s is turned away: %d are connected", peer, len(self._clients))
+            sock.close()
+            return
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
             tune(sock)
-            client = _Client(sock, Session(self._responder))
-            self._clients[sock.fileno()] = client
-            self._selector.register(sock, selectors.EVENT_READ, client)
+        client = _Client(sock, Session(self._responder))
+        self._clients[sock.fileno()] = client
+        self._selector.register(sock, selectors.EVENT_READ, client)
+
+    def _listen(self, listening: bool) -> None:
+        if listening and not self._listening:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        elif self._listening and not listening:
+            self._selector.unregister(self._listener)
+        self._listening = listening
 
     def _turn(self, client: _Client) -> bool:
         events = client.events
