@@ -68,8 +68,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def ray_head(temp: Path, *, num_cpus: int, num_gpus: int = 0) -> Iterator[RayHead]:
-    """A head with a dashboard (jobs need it) on free ports, ended with all that it started."""
+def ray_head(temp: Path, *, num_cpus: int, num_gpus: int = 0, cwd: Path | None = None) -> Iterator[RayHead]:
+    """A head with a dashboard (jobs need it) on free ports, started in `cwd`, ended with all that it started."""
     token = temp / "token"
     temp.mkdir(parents=True, exist_ok=True)
     token.write_text(secrets.token_hex(32))
@@ -91,8 +91,16 @@ def ray_head(temp: Path, *, num_cpus: int, num_gpus: int = 0) -> Iterator[RayHea
         "--disable-usage-stats",
     ]
     shared = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    as_nice_as_we_are = {"RAY_worker_niceness": "0"}
     with (temp / "head.log").open("wb") as log:
-        head = subprocess.Popen(command, env=os.environ | shared, stdout=log, stderr=log, start_new_session=True)
+        head = subprocess.Popen(
+            command,
+            env=os.environ | shared | as_nice_as_we_are,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            cwd=cwd,
+        )
     address = f"127.0.0.1:{port}"
     try:
         wait_for(lambda: "Ray runtime started" in (temp / "head.log").read_text(), head, temp / "head.log")

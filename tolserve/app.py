@@ -8,13 +8,14 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tolserve.async_engine import CompletionEngine, Submission
 from tolserve.completions import Completion, prepare
 from tolserve.link.protocol import error_kind
+from tolserve.membership import Member
 from tolserve.metrics import CONTENT_TYPE, Metrics
 from tolserve.openai_api.errors import ApiError, invalid, unavailable
 from tolserve.openai_api.prompts import ModelInfo, Tokenizer
@@ -59,15 +60,26 @@ class AppConfig:
 
 
 class App:
-    """An ASGI application over a `CompletionEngine`: /v1/completions, /v1/models, /health and /metrics."""
+    """An ASGI application over a `CompletionEngine`: /v1/completions, /v1/models, /health and /metrics.
 
-    def __init__(self, engine: CompletionEngine, model: ModelInfo, tokenizer: Tokenizer, config: AppConfig) -> None:
+    `memory` tells what is known of the memory nodes, for /metrics.
+    """
+
+    def __init__(
+        self,
+        engine: CompletionEngine,
+        model: ModelInfo,
+        tokenizer: Tokenizer,
+        config: AppConfig,
+        *,
+        memory: Callable[[], Sequence[Member]] = tuple,
+    ) -> None:
         self._engine = engine
         self._model = model
         self._tokenizer = tokenizer
         self._config = config
         self._num_open = 0
-        self.metrics = Metrics(model.name, engine.stats)
+        self.metrics = Metrics(model.name, engine.stats, memory)
         self._routes: dict[str, tuple[str, Callable[[Scope, Receive, Send], Awaitable[None]]]] = {
             "/v1/completions": ("POST", self._completions),
             "/v1/models": ("GET", self._models),

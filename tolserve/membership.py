@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Kind = Literal["memory", "attention", "gateway"]
 
@@ -26,6 +26,7 @@ class Member:
         partition: of a memory node, else 0.
         identity: of the table version that it holds, in hex; empty where it holds none.
         pid: its process, on its host.
+        figures: of a memory node what it has done (`MemoryNode.figures`), as of this announcement.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Member:
     partition: int = 0
     identity: str = ""
     pid: int = 0
+    figures: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +54,13 @@ class View:
         """Addresses of the attention nodes by name."""
         return {member.name: member.address for member in self.members if member.kind == "attention"}
 
+    def memory_members(self) -> list[Member]:
+        """The memory nodes in the order of their names."""
+        return sorted((m for m in self.members if m.kind == "memory"), key=lambda member: member.name)
+
     def memory(self, num_partitions: int) -> list[list[tuple[str, int]]]:
         """Addresses of the memory nodes by partition, in the order of their names."""
-        nodes = sorted((m for m in self.members if m.kind == "memory"), key=lambda member: member.name)
+        nodes = self.memory_members()
         return [[node.address for node in nodes if node.partition == index] for index in range(num_partitions)]
 
 

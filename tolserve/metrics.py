@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from tolserve.membership import Member
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -47,6 +49,7 @@ _GAUGES: dict[str, tuple[str, _Read]] = {
         "Share of the KV cache's blocks in use, 0 to 1.",
         lambda s: 1.0 - s["num_free_blocks"] / s["num_blocks"],
     ),
+    "tol_row_nodes_connected": ("Memory nodes that can be asked.", lambda s: s["client"]["num_connected"]),
 }
 
 _COUNTERS: dict[str, tuple[str, _Read]] = {
@@ -61,9 +64,51 @@ _COUNTERS: dict[str, tuple[str, _Read]] = {
         lambda s: s["rows"]["fetch_ms"] / 1e3,
     ),
     "tol_row_stall_seconds": ("Time that layers waited for rows.", lambda s: s["rows"]["stall_ms"] / 1e3),
+    "tol_row_requests": ("Requests sent to memory nodes.", lambda s: s["client"]["num_requests"]),
+    "tol_row_reroutes": (
+        "Requests asked again because their memory node was given up.",
+        lambda s: s["client"]["num_rerouted"],
+    ),
+    "tol_row_ejections": ("Memory nodes given up as lost or silent.", lambda s: s["client"]["num_ejections"]),
+    "tol_row_connections": ("Connections made to memory nodes.", lambda s: s["client"]["num_connections"]),
     "tol_rows_verified": ("Served rows compared with the checkpoint.", lambda s: s["rows_verified"]),
     "tol_row_mismatches": ("Served rows beyond the table's stated error.", lambda s: s["row_mismatches"]),
 }
+
+
+_NODE_FIGURES: dict[str, tuple[type[_Family], str, str]] = {
+    "tol_node_requests": (CounterMetricFamily, "Requests that a memory node answered with rows.", "num_requests"),
+    "tol_node_rows": (CounterMetricFamily, "Rows that a memory node sent.", "num_rows"),
+    "tol_node_bytes": (CounterMetricFamily, "Bytes of rows that a memory node sent.", "num_bytes"),
+    "tol_node_clients": (GaugeMetricFamily, "Connections to a memory node.", "num_clients"),
+}
+
+
+class _NodeCollector:
+    """The memory nodes' own figures, as they last told the directory."""
+
+    def __init__(self, model_name: str, members: Callable[[], Sequence[Member]]) -> None:
+        self._model_name = model_name
+        self._members = members
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by prometheus_client at every scrape."""
+        labels = ["model_name", "node", "partition"]
+        nodes = [(self._labels(member), member.figures) for member in self._members() if member.figures]
+        for name, (family, text, key) in _NODE_FIGURES.items():
+            metric = family(name, text, labels=labels)
+            for values, figures in nodes:
+                metric.add_metric(values, figures[key])
+            yield metric
+        refused = CounterMetricFamily("tol_node_refusals", "Requests refused, by status.", labels=[*labels, "status"])
+        for values, figures in nodes:
+            for status, count in figures["refused"].items():
+                refused.add_metric([*values, status], count)
+        yield refused
+
+    def _labels(self, member: Member) -> list[str]:
+        host, port = member.address
+        return [self._model_name, f"{host}:{port}", str(member.partition)]
 
 
 class _EngineCollector:
@@ -99,11 +144,14 @@ class _EngineCollector:
 
 
 class Metrics:
-    """The request metrics of one gateway and, through `stats`, those of its engines."""
+    """The request metrics of one gateway and, through `stats` and `memory`, those of engines and memory nodes."""
 
-    def __init__(self, model_name: str, stats: Callable[[], Stats]) -> None:
+    def __init__(
+        self, model_name: str, stats: Callable[[], Stats], memory: Callable[[], Sequence[Member]] = tuple
+    ) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_EngineCollector(model_name, stats))
+        self._registry.register(_NodeCollector(model_name, memory))
         self._answers = Counter(
             "tol_http_answers",
             "Answers to completion requests.",

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tolbuild.checkpoint import open_checkpoint
 from tolbuild.config import ModelConfig
@@ -18,10 +18,11 @@ from tolserve.link.server import LinkServer
 from tolserve.memory.arena import Arena
 from tolserve.memory.cached import CachedSource, arena_slots, slots_for
 from tolserve.memory.client import ClientConfig, PartitionedClient
+from tolserve.memory.counts import read_counts
 from tolserve.memory.device_table import DeviceTable
 from tolserve.memory.loading import TableStore
 from tolserve.memory.local import StoreFetcher
-from tolserve.memory.policy import LRU
+from tolserve.memory.policy import LRU, CachePolicy, StaticByFrequency
 from tolserve.memory.source import RowFetcher, RowSource
 from tolserve.memory.spec import RowSpec
 from tolserve.serve_config import ServeConfig, max_model_len
@@ -72,9 +73,10 @@ class Rows:
 
 
 def open_rows(config: ServeConfig, shape: ModelConfig, version: int | None, addresses: Addresses) -> Rows:
-    """The rows of `config`: none, on this node, or on the memory nodes at `addresses` behind a cache.
+    """The rows of `config`: none, on this node, or on the memory nodes at `addresses` behind a cache that is warm.
 
     Raises:
+        ValueError: the counts of the cache do not fit the table.
         ToLError: the table cannot be read, or no node of a partition can be reached in time.
     """
     if config.table is None:
@@ -87,7 +89,9 @@ def open_rows(config: ServeConfig, shape: ModelConfig, version: int | None, addr
     client = PartitionedClient(spec, addresses, ClientConfig(deadline_s=config.deadline_s, first_node=os.getpid()))
     client.wait_connected(config.deadline_s)
     requested = requested_bands(spec, engine_config(config, shape))
-    return Rows(source=cached(config, spec, client, requested), table=table, client=client)
+    source = cached(config, spec, client, requested)
+    _log.info("the row cache starts with %d of %d rows", source.warm(), source.num_slots)
+    return Rows(source=source, table=table, client=client)
 
 
 def cached(config: ServeConfig, spec: RowSpec, fetcher: RowFetcher, requested: tuple[int, ...]) -> CachedSource:
@@ -98,11 +102,24 @@ def cached(config: ServeConfig, spec: RowSpec, fetcher: RowFetcher, requested: t
     return CachedSource(
         fetcher,
         num_slots=num_slots,
-        policy=LRU(num_slots) if num_slots else None,
+        policy=cache_policy(config, spec.vocab_size, num_slots) if num_slots else None,
         bands=requested or None,
         num_staging=staging,
         arena=_arena(config, spec, staging, requested, num_slots),
     )
+
+
+def cache_policy(config: ServeConfig, vocab_size: int, num_slots: int) -> CachePolicy:
+    """What the cache keeps, with the counts that it starts from where there are any.
+
+    Raises:
+        ValueError: the counts cannot be read or are not of this vocabulary.
+    """
+    counts = None if config.cache_counts is None else read_counts(config.cache_counts, vocab_size)
+    if config.cache_policy == "lru":
+        return LRU(num_slots, counts)
+    assert counts is not None, "checked when the configuration was made"
+    return StaticByFrequency(counts)
 
 
 def _arena(config: ServeConfig, spec: RowSpec, staging: int, bands: tuple[int, ...], num_slots: int) -> Arena | None:
@@ -136,7 +153,8 @@ class AttentionReplica:
         engine = build_engine(
             config.checkpoint, self._rows.source, engine_config(config, shape), table=self._rows.table
         )
-        self._link = LinkServer(engine, host=host, hello={"model": config.name, "version": version})
+        hello = {"model": config.name, "version": version}
+        self._link = LinkServer(engine, host=host, hello=hello, more_stats=self._client_stats)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -155,6 +173,9 @@ class AttentionReplica:
             _log.info("memory nodes are now at %s", new)
             self._rows.client.update_addresses(new)
             self._known = new
+
+    def _client_stats(self) -> dict[str, Any]:
+        return {} if self._rows.client is None else {"client": self._rows.client.stats()}
 
     def stop(self) -> None:
         """End the link and the engine, and give the rows back."""

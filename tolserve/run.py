@@ -8,7 +8,7 @@ Examples:
 
   every partition on two memory nodes, three attention nodes with a GPU each, reachable from other machines:
     RAY_ADDRESS=10.0.0.1:6379 python -m tolserve.run --checkpoint s3://models/mine --table s3://tables/mine \\
-      --memory-nodes 4 --replication 2 --attention-replicas 3 --num-gpus 1 --host 0.0.0.0 --api-key SECRET
+      --memory-nodes 4 --replication 2 --attention-replicas 3 --num-gpus 1 --host 0.0.0.0 --api-key-file key.txt
 
 It serves until Ctrl-C and then takes its nodes down. `serve deploy` with a config file like infra/serve.yaml leaves
 them to Ray Serve instead.
@@ -27,7 +27,7 @@ from types import FrameType
 import tyro
 
 from tolbuild.table.errors import ToLError
-from tolserve.serve_config import ServeConfig
+from tolserve.serve_config import ServeConfig, settled
 
 START_TIMEOUT_S = 3600.0
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         config = tyro.cli(ServeConfig, prog="python -m tolserve.run", description=__doc__, args=arguments)
-        return serve_until_interrupted(config)
+        return serve_until_interrupted(settled(config))
     except (ValueError, ToLError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -72,7 +72,7 @@ def welcome(config: ServeConfig, host: str, port: int) -> str:
     """The endpoint's address and a first request to it."""
     url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - compared, not bound
     body = {"model": config.name, "prompt": "Once upon a time", "max_tokens": 32, "memory_bill": True}
-    key = f" -H 'Authorization: Bearer {config.api_key}'" if config.api_key else ""
+    key = ' -H "Authorization: Bearer $API_KEY"' if config.api_key else ""
     return (
         f"ready: {url}/v1 serves {config.name}\n"
         f"  curl {url}/v1/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(json.dumps(body))}\n"

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
 from tolbuild.config import ModelConfig
+from tolserve.memory.node import check_mappable
 from tolserve.openai_api.prompts import ModelInfo
+
+_OF_MEMORY_NODES = {"replication", "keep", "cache_bytes", "cache_share", "cache_policy", "cache_counts"}
+"""Settings that say nothing where every attention node holds all rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +47,18 @@ class ServeConfig:
     """Port of the endpoint; 0 takes a free one."""
     gateway_node: str = ""
     """IP of the cluster node that the endpoint is on; any when left out (`tolserve.run` takes its own)."""
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     """What clients must send as `Authorization: Bearer`; nothing is asked for when left out."""
+    api_key_file: str | None = None
+    """A file whose first line is the key, which then stands on no command line."""
     cache_bytes: int | None = None
     """Bytes of the row cache of an attention node; `cache_share` decides when left out."""
     cache_share: float = 0.1
     """The same as a share of the table as stored; 0 caches nothing."""
+    cache_policy: Literal["lru", "frequency"] = "lru"
+    """What the cache keeps: the rows used last, or for good those of the most frequent tokens in `cache_counts`."""
+    cache_counts: str | None = None
+    """How often each token occurs: V counts as .npy or a JSON list, at a path or URL; they fill the cache at start."""
     pinned_bands: int = 0
     """The first bands, kept on the attention nodes for every token and never requested."""
     alpha: float = 1.0
@@ -74,7 +86,7 @@ class ServeConfig:
     deadline_s: float = 30.0
     """How long a request waits for a node that is down before it is answered with 503."""
     keep: Literal["ram", "mapped"] = "ram"
-    """Memory nodes hold their rows in RAM, or map the files of a local table."""
+    """Memory nodes load their rows into RAM, or map the files of a table on their own machine."""
 
     def __post_init__(self) -> None:
         least = {
@@ -103,8 +115,32 @@ class ServeConfig:
             raise ValueError(f"--cache-bytes is {self.cache_bytes}; it must not be negative")
         if self.port > 65535:
             raise ValueError(f"--port is {self.port}; it must be in [0, 65535]")
-        if self.table_version is not None and self.table is None:
+        if self.cache_policy == "frequency" and self.cache_counts is None:
+            raise ValueError("--cache-policy frequency keeps the most frequent tokens: give --cache-counts")
+        self._check_key()
+        self._check_table()
+
+    def _check_key(self) -> None:
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("--api-key and --api-key-file are both given; give one of them")
+        if self.api_key is not None and not (self.api_key and self.api_key.isascii()):
+            raise ValueError("--api-key must be ASCII text that is not empty; leave it out to ask for none")
+
+    def _check_table(self) -> None:
+        """Refuse what would have no effect."""
+        if self.table is None and self.table_version is not None:
             raise ValueError("--table-version without --table: give the table's URL")
+        if self.table is None and self.memory_nodes > 1:
+            raise ValueError(f"--memory-nodes is {self.memory_nodes} without --table: give the table's URL")
+        if self.num_partitions:
+            if self.keep == "mapped":
+                check_mappable(str(self.table))
+            return
+        cause = "without --table: give its URL" if self.table is None else "with --memory-nodes 0: give 1 or more"
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name in _OF_MEMORY_NODES and value != one.default:
+                raise ValueError(f"{_option(one.name)} is {value} {cause}")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ServeConfig:
@@ -145,6 +181,29 @@ class ServeConfig:
     def device(self) -> str:
         """Torch device of an attention node."""
         return "cuda" if self.num_gpus > 0 else "cpu"
+
+
+def settled(config: ServeConfig) -> ServeConfig:
+    """`config` as other processes can use it: the key read from its file, paths made absolute.
+
+    Raises:
+        ValueError: the key's file cannot be read, or its first line is no key.
+    """
+    changes: dict[str, Any] = {}
+    for name in ("checkpoint", "table", "cache_counts"):
+        url = getattr(config, name)
+        if url and not urlsplit(url).scheme:
+            changes[name] = str(Path(url).absolute())
+    if config.api_key_file is not None:
+        changes |= {"api_key": _first_line(config.api_key_file), "api_key_file": None}
+    return replace(config, **changes)
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text().partition("\n")[0].strip()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--api-key-file {path} cannot be read: {error}") from error
 
 
 def max_model_len(config: ServeConfig, shape: ModelConfig) -> int:

@@ -33,7 +33,8 @@ REPOSITORY = Path(__file__).parents[2]
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY))
-        with ray_head(tmp_path_factory.mktemp("r"), num_cpus=4) as one:
+        folder = tmp_path_factory.mktemp("r")
+        with ray_head(folder, num_cpus=4, cwd=folder) as one:
             yield one
 
 
@@ -45,10 +46,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def endpoint(head: RayHead, model: tuple[str, str]) -> Iterator[Running]:
+def endpoint(head: RayHead, model: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Its cache is full of the rows 100 to 111 from the start."""
     checkpoint, table = model
+    counts = tmp_path_factory.mktemp("counts") / "counts.json"
+    counts.write_text(json.dumps([5 if 100 <= token < 112 else 0 for token in range(256)]))
     options = ["--checkpoint", checkpoint, "--table", table, "--replication", "2", "--attention-replicas", "2"]
-    with serving(head.environment, *options, "--port", "0", "--verify-rows", "--cache-share", "0.05") as running:
+    cache = ["--cache-share", "0.05", "--cache-policy", "frequency", "--cache-counts", str(counts)]
+    with serving(head.environment, *options, "--port", "0", "--verify-rows", *cache) as running:
         yield running
 
 
@@ -118,16 +123,35 @@ def test_malformed_requests_are_refused(endpoint: Running, body: bytes) -> None:
     assert answer["error"]["type"] == "invalid_request_error"
 
 
-def test_served_rows_are_compared_with_the_checkpoint(endpoint: Running) -> None:
-    def values(name: str) -> list[float]:
-        with urllib.request.urlopen(f"{endpoint.url.removesuffix('/v1')}/metrics", timeout=20) as answer:
-            lines = answer.read().decode().splitlines()
-        return [float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{")]
+def metric(endpoint: Running, name: str) -> list[float]:
+    """The samples of one metric."""
+    with urllib.request.urlopen(f"{endpoint.url.removesuffix('/v1')}/metrics", timeout=20) as answer:
+        lines = answer.read().decode().splitlines()
+    return [float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{")]
 
+
+def test_served_rows_are_compared_with_the_checkpoint(endpoint: Running) -> None:
     client(endpoint).completions.create(model="letters", prompt="abc", max_tokens=50, extra_body={"ignore_eos": True})
-    wait_until(lambda: sum(values("tol_rows_verified_total")) > 0)
-    assert sum(values("tol_row_mismatches_total")) == 0
-    assert sum(values("tol_row_bytes_total")) > 0
+    wait_until(lambda: sum(metric(endpoint, "tol_rows_verified_total")) > 0)
+    assert sum(metric(endpoint, "tol_row_mismatches_total")) == 0
+    assert sum(metric(endpoint, "tol_row_bytes_total")) > 0
+
+
+def test_the_cache_is_filled_by_the_counts_before_the_first_request(endpoint: Running) -> None:
+    answer = client(endpoint).completions.create(
+        model="letters", prompt=list(range(98, 114)), max_tokens=0, extra_body={"memory_bill": True}
+    )
+    assert answer.usage is not None
+    hits = answer.usage.model_extra["memory_bill"]["hits_by_tier"]  # type: ignore[index]
+    assert hits == {"cache": 12, "remote": 4}
+
+
+def test_row_client_and_memory_nodes_are_in_the_metrics(endpoint: Running) -> None:
+    wait_until(lambda: len(metric(endpoint, "tol_node_rows_total")) == 2)
+    wait_until(lambda: sum(metric(endpoint, "tol_node_rows_total")) > 0)
+    wait_until(lambda: sum(metric(endpoint, "tol_row_requests_total")) > 0)
+    assert sum(metric(endpoint, "tol_node_bytes_total")) > 0
+    wait_until(lambda: metric(endpoint, "tol_row_nodes_connected") == [2, 2])
 
 
 class Load:
@@ -188,6 +212,7 @@ def test_the_other_node_of_a_partition_takes_over(endpoint: Running) -> None:
             done = load.num_done
             wait_until(lambda done=done: load.num_done > done + 12)
     assert load.failed == []
+    wait_until(lambda: sum(metric(endpoint, "tol_row_ejections_total")) > 0)
 
 
 def test_requests_wait_for_a_partition_without_nodes(endpoint: Running) -> None:
@@ -208,17 +233,26 @@ def test_an_interrupt_takes_it_down(endpoint: Running) -> None:
 
 
 @pytest.mark.slow
-def test_a_serve_config_file_deploys_the_same(head: RayHead, model: tuple[str, str], tmp_path: Path) -> None:
+def test_the_serve_config_file_serves_the_table_that_the_readme_builds(head: RayHead, tmp_path: Path) -> None:
+    build = "-m tolbuild.run --checkpoint builtin:tiny --table my-table --no-ray"
+    assert build in " ".join((REPOSITORY / "README.md").read_text().split())
+    subprocess.run([sys.executable, *build.split()], cwd=head.temp, check=True, stdout=subprocess.DEVNULL, timeout=120)
     config = yaml.safe_load((REPOSITORY / "infra" / "serve.yaml").read_text())
     port = free_port()
-    changes = {"checkpoint": model[0], "table": model[1], "host": "127.0.0.1", "port": port}
-    config["applications"][0]["args"].update(changes)
+    (tmp_path / "key").write_text("secret\nno key\n")
+    (tmp_path / "counts.json").write_text(json.dumps([1] * 16384))
+    changes = {"host": "127.0.0.1", "port": port, "api_key_file": str(tmp_path / "key"), "keep": "mapped"}
+    config["applications"][0]["args"].update(changes, cache_counts=str(tmp_path / "counts.json"))
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
     serve_command(head, "deploy", str(tmp_path / "serve.yaml"))
     try:
         wait_until(lambda: answers(port), timeout_s=120)
-        status, answer = post(f"http://127.0.0.1:{port}/v1", b'{"model": "letters", "prompt": "a", "max_tokens": 3}')
-        assert (status, answer["usage"]["completion_tokens"] > 0) == (200, True)
+        asked = {"model": "tiny", "prompt": "The whale", "max_tokens": 3}
+        url = f"http://127.0.0.1:{port}/v1"
+        answer = openai.OpenAI(base_url=url, api_key="secret", max_retries=0).completions.create(**asked)
+        assert answer.usage is not None and answer.usage.completion_tokens > 0
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=url, api_key="no key", max_retries=0).completions.create(**asked)
     finally:
         serve_command(head, "shutdown", "-y")
     wait_until(lambda: not replica_pids(""))

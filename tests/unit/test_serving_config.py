@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tolbuild.config import ModelConfig
 from tolserve.membership import EXPIRY_S, HEARTBEAT_S, Directory, Member
-from tolserve.serve_config import ServeConfig, max_model_len, model_info
+from tolserve.run import welcome
+from tolserve.serve_config import ServeConfig, max_model_len, model_info, settled
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,16 @@ from tolserve.serve_config import ServeConfig, max_model_len, model_info
         ({"port": 70000}, "--port"),
         ({"deadline_s": 0}, "--deadline-s"),
         ({"table_version": 3}, "--table"),
+        ({"memory_nodes": 4}, "--memory-nodes is 4 without --table"),
+        ({"replication": 2}, "--replication is 2 without --table"),
+        ({"table": "t", "memory_nodes": 0, "replication": 2}, "--replication is 2 with --memory-nodes 0"),
+        ({"cache_share": 0.2}, "--cache-share is 0.2 without --table"),
+        ({"table": "t", "memory_nodes": 0, "keep": "mapped"}, "--keep is mapped with --memory-nodes 0"),
+        ({"table": "s3://t/t", "keep": "mapped"}, "s3://t/t is not at a path"),
+        ({"table": "t", "cache_policy": "frequency"}, "--cache-counts"),
+        ({"table": "t", "cache_policy": "fifo"}, "cache_policy"),
+        ({"api_key": "a", "api_key_file": "b"}, "both given"),
+        ({"api_key": ""}, "--api-key"),
         ({"checkpoint": " "}, "--checkpoint"),
         ({"port": "eight"}, "port"),
         ({"alpha": "x"}, "alpha"),
@@ -44,6 +56,32 @@ def test_a_file_without_a_checkpoint_is_refused() -> None:
 def test_the_model_is_called_as_its_checkpoint(checkpoint: str, name: str) -> None:
     assert ServeConfig(checkpoint=checkpoint).name == name
     assert ServeConfig(checkpoint=checkpoint, model_name="x").name == "x"
+
+
+def test_a_key_is_the_first_line_of_its_file_and_shown_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sesame \nsecond\n")
+    config = settled(ServeConfig(checkpoint="builtin:tiny", api_key_file=str(tmp_path / "key")))
+    assert (config.api_key, config.api_key_file) == ("sesame", None)
+    assert "sesame" not in repr(config)
+    text = welcome(config, "127.0.0.1", 80)
+    assert "sesame" not in text and '-H "Authorization: Bearer $API_KEY"' in text
+    assert "Authorization" not in welcome(ServeConfig(checkpoint="builtin:tiny"), "127.0.0.1", 80)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\nkey", b"\xff"])
+def test_a_file_without_a_key_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "key").write_bytes(content)
+    with pytest.raises(ValueError, match="--api-key"):
+        settled(ServeConfig(checkpoint="builtin:tiny", api_key_file=str(tmp_path / "key")))
+
+
+def test_paths_are_those_of_the_command_for_every_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = settled(ServeConfig(checkpoint="builtin:tiny", table="my-table", cache_counts="s3://b/counts.npy"))
+    assert (config.checkpoint, config.table) == ("builtin:tiny", str(tmp_path / "my-table"))
+    assert config.cache_counts == "s3://b/counts.npy"
+    assert settled(config) == config
 
 
 def test_the_length_is_what_model_and_cache_allow() -> None:

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from tolserve.async_engine import EngineThread, StepEngine
@@ -61,12 +62,23 @@ class _Gateway:
 class LinkServer:
     """Serves an engine to gateways on a TCP port; a gateway that goes away has its requests cancelled.
 
+    `more_stats` adds to the engine's statistics; it is called by a thread of its own.
+
     Attributes:
         address: (host, port) that it listens on.
     """
 
-    def __init__(self, engine: StepEngine, *, host: str, port: int = 0, hello: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        engine: StepEngine,
+        *,
+        host: str,
+        port: int = 0,
+        hello: dict[str, Any],
+        more_stats: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
         self._hello = encode({"hello": hello})
+        self._more_stats = more_stats
         self._gateways: dict[int, _Gateway] = {}
         self._thread = EngineThread(engine, self._deliver)
         self._listener = socket.create_server((host, port))
@@ -160,6 +172,6 @@ class LinkServer:
 
     def _send_stats(self) -> None:
         while not self._stopped.wait(STATS_PERIOD_S):
-            frame = encode({"stats": self._thread.stats})
+            frame = encode({"stats": {**self._thread.stats, **self._more_stats()}})
             for gateway in list(self._gateways.values()):
                 gateway.send(frame)

@@ -128,7 +128,7 @@ class CachedSource:
             return 0
         ids = self._policy.warm_ids(self.num_slots)
         step = max(1, min(self.num_staging // 2, 1024))
-        for first in range(0, len(ids), step):
+        for first in reversed(range(0, len(ids), step)):  # the most wanted last: to an LRU they are the youngest
             handle = self.start(ids[first : first + step], bands=self._bands)
             for band in self._bands:
                 self.arrive(handle, band)

@@ -1,4 +1,4 @@
-"""A fetcher over memory nodes: one request a node and fetch, and the replica's turn when a node fails.
+"""A fetcher over memory nodes: one request a node and fetch (if it fits), and the replica's turn when a node fails.
 
 Everything but connecting happens in the caller's thread: there is no hand-over between a row and its user.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from tolserve.memory.channel import Channel, Flight
 from tolserve.memory.errors import NodesUnavailableError
 from tolserve.memory.nodes import Addresses, Nodes
 from tolserve.memory.partition import BLOCK_ROWS
+from tolserve.memory.service import DEFAULT_MAX_IDS
 from tolserve.memory.spec import Ids, RowSpec
+from tolserve.transport.frames import Ids32
 from tolserve.transport.link import Transport
 from tolserve.transport.tcp import TcpTransport
 
@@ -35,9 +37,10 @@ class ClientConfig:
         probe_s: pause between attempts to reach a node that is down.
         spin_us: how long a wait looks for bytes without sleeping.
         first_node: which node of each partition is asked first; give clients different ones to spread them.
+        max_ids: most ids in one request; more leave as several. A node that takes fewer is not used.
 
     Raises:
-        ValueError: a time is not positive.
+        ValueError: a time or `max_ids` is not positive.
     """
 
     silence_s: float = 0.3
@@ -46,9 +49,10 @@ class ClientConfig:
     probe_s: float = 0.2
     spin_us: int = 200
     first_node: int = 0
+    max_ids: int = DEFAULT_MAX_IDS
 
     def __post_init__(self) -> None:
-        for name in ("silence_s", "deadline_s", "connect_s", "probe_s"):
+        for name in ("silence_s", "deadline_s", "connect_s", "probe_s", "max_ids"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         if self.spin_us < 0 or self.first_node < 0:
@@ -67,7 +71,13 @@ class RemoteFetch:
 
 @dataclass(kw_only=True)
 class ClientCounters:
-    """Since the client was made."""
+    """Since the client was made.
+
+    Attributes:
+        num_requests: requests sent, those sent again among them.
+        num_ejections: connections given up.
+        num_rerouted: requests that an ejected node had not answered in full.
+    """
 
     num_requests: int = 0
     num_ejections: int = 0
@@ -105,6 +115,7 @@ class PartitionedClient:
             connect_s=self.config.connect_s,
             probe_s=self.config.probe_s,
             first=self.config.first_node,
+            max_ids=min(self.config.max_ids, spec.vocab_size),
         )
         self._request_ids = itertools.count(1)
 
@@ -112,6 +123,11 @@ class PartitionedClient:
     def num_connected(self) -> int:
         """Nodes that can be asked now."""
         return self._nodes.num_connected
+
+    def stats(self) -> dict[str, int]:
+        """The counters and connections (made, open now), for metrics; any thread may ask."""
+        nodes = self._nodes
+        return asdict(self.counters) | {"num_connections": nodes.num_connections, "num_connected": nodes.num_connected}
 
     def update_addresses(self, addresses: Addresses) -> None:
         """Use these nodes from now on; those that stay keep their connections. Any thread may call this.
@@ -137,13 +153,11 @@ class PartitionedClient:
     def request(self, ids: Ids, bands: tuple[int, ...]) -> RemoteFetch:
         """See `RowFetcher.request`. Where no node is up the request leaves when one is, while rows are waited for."""
         if self._nodes.num_partitions == 1:
-            flight = Flight(partition=0, ids=ids.astype(np.uint32), bands=bands)
-            self._assign(flight)
-            fetch = RemoteFetch(bands=bands, order=None, flights=[flight])
+            fetch = RemoteFetch(bands=bands, order=None, flights=self._flights(0, ids.astype(np.uint32), bands))
         else:
             fetch = self._split(ids, bands)
-            for flight in fetch.flights:
-                self._assign(flight)
+        for flight in fetch.flights:
+            self._assign(flight)
         fetch.deadline = time.monotonic() + self.config.deadline_s
         self._nodes.close_left()
         return fetch
@@ -197,7 +211,7 @@ class PartitionedClient:
         self._nodes.close()
 
     def _split(self, ids: Ids, bands: tuple[int, ...]) -> RemoteFetch:
-        """One flight a partition; its rows lie together, partition behind partition."""
+        """What each partition is asked for; its rows lie together, partition behind partition."""
         count = self._nodes.num_partitions
         owner = ids // BLOCK_ROWS % count
         by_owner = np.argsort(owner, kind="stable")
@@ -205,12 +219,17 @@ class PartitionedClient:
         order[by_owner] = np.arange(len(ids))
         ids32 = ids[by_owner].astype(np.uint32)
         ends = np.cumsum(np.bincount(owner, minlength=count)).tolist()
-        flights = [
-            Flight(partition=partition, ids=ids32[start:stop], bands=bands)
-            for partition, (start, stop) in enumerate(zip([0, *ends], ends, strict=False))
-            if stop > start
-        ]
+        flights: list[Flight] = []
+        for partition, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
+            if stop > start:
+                flights += self._flights(partition, ids32[start:stop], bands)
         return RemoteFetch(bands=bands, order=order, flights=flights)
+
+    def _flights(self, partition: int, ids: Ids32, bands: tuple[int, ...]) -> list[Flight]:
+        """The ids of one partition in their order, in as many requests as it takes: one, but for very large steps."""
+        most = self.config.max_ids
+        parts = [ids] if len(ids) <= most else [ids[start : start + most] for start in range(0, len(ids), most)]
+        return [Flight(partition=partition, ids=part, bands=bands) for part in parts]
 
     def _assign(self, flight: Flight) -> bool:
         """Ask a node that is up; False where none is."""
@@ -264,14 +283,15 @@ class PartitionedClient:
     def _pause(self, fetch: RemoteFetch, waiting: list[Flight], now: float) -> None:
         if now > fetch.deadline:
             raise self._unavailable(waiting[0].partition, self.config.deadline_s)
-        channel = waiting[0].channel
-        if channel is None or len(waiting) > 1:
+        channel = next((flight.channel for flight in waiting if flight.channel is not None), None)
+        if channel is None:
             time.sleep(_NAP_S)
-        else:
-            try:
-                channel.link.wait_readable(min(0.05, self.config.silence_s))
-            except ToLError as error:
-                self._eject(channel, str(error))
+            return
+        # All of them are needed: whichever is waited for, nothing is lost, but the others have to flow as well.
+        try:
+            channel.link.wait_readable(min(0.05, self.config.silence_s) if len(waiting) == 1 else _NAP_S)
+        except ToLError as error:
+            self._eject(channel, str(error))
 
     def _unavailable(self, partition: int, after_s: float) -> NodesUnavailableError:
         return NodesUnavailableError(

@@ -64,7 +64,7 @@ def load_partition(table: Any, partition: Partition) -> RamStore:
 
 
 class TableStore:
-    """Rows read from an open table when they are asked for: memory-mapped where its files are local."""
+    """Rows read from an open table when they are asked for, by the access it was opened with, and checked each time."""
 
     def __init__(self, table: Any, partition: Partition | None = None) -> None:
         self.spec = RowSpec.from_manifest(table.manifest)

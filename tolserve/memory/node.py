@@ -14,6 +14,8 @@ import sys
 import time
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
+from urllib.parse import urlsplit
 
 from tolbuild.table.errors import ToLError
 from tolserve.memory.loading import TableStore, load_partition
@@ -22,6 +24,8 @@ from tolserve.memory.service import DEFAULT_MAX_IDS, RowService
 from tolserve.memory.store import RowStore
 from tolserve.transport.link import Address
 from tolserve.transport.server import RowServer, ServerConfig
+
+_KEEP_HELP = "ram: load and check all rows at the start; mapped: map the files of a local table (default ram)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +36,13 @@ class NodeConfig:
         table: URL of the table.
         partition: the blocks that it holds.
         version: of the table; None is the latest when the node starts.
-        keep: "ram" loads and checks every row; "mapped" reads rows of a local table where they lie.
+        keep: "ram" loads and checks every row; "mapped" maps the files of a local table, so that the system's page
+            cache holds what is asked for, and checks rows as they are read.
         max_ids: most ids in one request.
         server: where and how it listens.
+
+    Raises:
+        ValueError: a value outside its range, or "mapped" for a table that is not of this machine.
     """
 
     table: str
@@ -47,8 +55,22 @@ class NodeConfig:
     def __post_init__(self) -> None:
         if self.keep not in ("ram", "mapped"):
             raise ValueError(f"keep is {self.keep!r}; it must be 'ram' or 'mapped'")
+        if self.keep == "mapped":
+            check_mappable(self.table)
         if not 0 < self.max_ids <= 1 << 20:
             raise ValueError(f"max_ids is {self.max_ids}; it must be in [1, 2^20]")
+
+
+def check_mappable(table: str) -> None:
+    """Files can be mapped, objects of a store cannot.
+
+    Raises:
+        ValueError: the table is not at a path or a file:// URL.
+    """
+    if urlsplit(table).scheme not in ("", "file"):
+        raise ValueError(
+            f"--keep mapped maps files of the node's own machine; {table} is not at a path or file://: use --keep ram"
+        )
 
 
 class MemoryNode:
@@ -63,7 +85,8 @@ class MemoryNode:
         began = time.perf_counter()
         self.store = open_partition(config)
         self.load_s = time.perf_counter() - began
-        self._server = RowServer(RowService(self.store, max_ids=config.max_ids), config.server)
+        self._service = RowService(self.store, max_ids=config.max_ids)
+        self._server = RowServer(self._service, config.server)
 
     @property
     def address(self) -> Address:
@@ -84,6 +107,11 @@ class MemoryNode:
     def num_clients(self) -> int:
         """Connections open now."""
         return self._server.num_clients
+
+    def figures(self) -> dict[str, Any]:
+        """What it has done and who is connected, for metrics; any thread may ask."""
+        served = self._service.served
+        return {**vars(served), "refused": dict(served.refused), "num_clients": self.num_clients}
 
     def start(self) -> MemoryNode:
         """Serve in a thread."""
@@ -109,7 +137,7 @@ def open_partition(config: NodeConfig) -> RowStore:
     from tolbuild.table import open_table
 
     if config.keep == "mapped":
-        return TableStore(open_table(config.table, version=config.version), config.partition)
+        return TableStore(open_table(config.table, version=config.version, access="mmap"), config.partition)
     with contextlib.closing(open_table(config.table, version=config.version)) as table:
         return load_partition(table, config.partition)
 
@@ -122,7 +150,7 @@ def parse_arguments(arguments: list[str]) -> NodeConfig:
     parser.add_argument("--version", type=int, help="table version (default: the latest)")
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--keep", choices=("ram", "mapped"), default="ram", help="rows in memory, or mapped files")
+    parser.add_argument("--keep", choices=("ram", "mapped"), default="ram", help=_KEEP_HELP)
     parser.add_argument("--max-ids", type=int, default=DEFAULT_MAX_IDS, help="most ids in one request")
     parser.add_argument("--spin-us", type=int, default=0, help="look for requests so long before sleeping")
     given = parser.parse_args(arguments)

@@ -38,7 +38,6 @@ class Node:
         self.address = address
         self.channel: Channel | None = None
         self.fault = "not connected yet"
-        self.max_ids = 0
         self._closed = threading.Event()
         self._connected_at = 0.0
         self._backoff_s = 0.0
@@ -72,11 +71,11 @@ class Node:
         while not self._closed.wait(pause):
             pause = self._nodes.probe_s
             try:
-                channel, hello = self._nodes.open(self.partition, self.address)
+                channel = self._nodes.open(self.partition, self.address)
             except ToLError as error:
                 self.fault = str(error)
                 continue
-            self.max_ids = hello.max_ids
+            self._nodes.count_connection()
             self._connected_at = time.monotonic()
             self.channel = channel
             if self._closed.is_set():
@@ -88,7 +87,15 @@ class Nodes:
     """All nodes by partition. `update` may be called by any thread, the rest by the client's."""
 
     def __init__(
-        self, transport: Transport, spec: RowSpec, addresses: Addresses, *, connect_s: float, probe_s: float, first: int
+        self,
+        transport: Transport,
+        spec: RowSpec,
+        addresses: Addresses,
+        *,
+        connect_s: float,
+        probe_s: float,
+        first: int,
+        max_ids: int,
     ) -> None:
         if not addresses:
             raise ValueError("no partitions: give the addresses of each partition's nodes")
@@ -97,7 +104,9 @@ class Nodes:
         self._spec = spec
         self._connect_s = connect_s
         self._first = first
+        self._max_ids = max_ids
         self._lock = threading.Lock()
+        self._num_connections = 0
         self._leaving: list[Node] = []
         self._by_partition: list[tuple[Node, ...]] = [()] * len(addresses)
         self.update(addresses)
@@ -111,6 +120,16 @@ class Nodes:
     def num_connected(self) -> int:
         """Nodes that can be asked."""
         return sum(node.channel is not None for nodes in self._by_partition for node in nodes)
+
+    @property
+    def num_connections(self) -> int:
+        """Connections made, lost ones too."""
+        return self._num_connections
+
+    def count_connection(self) -> None:
+        """One was made; called by the connecting threads."""
+        with self._lock:
+            self._num_connections += 1
 
     def update(self, addresses: Addresses) -> None:
         """Know these addresses from now on; nodes that stay keep their connections.
@@ -157,21 +176,32 @@ class Nodes:
         nodes = self._by_partition[partition]
         return "; ".join(f"{node.address[0]}:{node.address[1]}: {node.fault}" for node in nodes) or "no node is known"
 
-    def open(self, partition: int, address: Address) -> tuple[Channel, Hello]:
-        """A channel to a node that holds what it should.
+    def open(self, partition: int, address: Address) -> Channel:
+        """A channel to a node that holds what it should and takes the largest request there will be.
 
         Raises:
             ToLError: it does not, or is not there.
         """
         channel, hello = open_channel(self._transport, address, self._spec.identity, self._connect_s)
+        try:
+            self._check(channel.name, partition, hello)
+        except ProtocolError:
+            channel.link.close()
+            raise
+        return channel
+
+    def _check(self, name: str, partition: int, hello: Hello) -> None:
         expected = (partition, self.num_partitions, self._spec.vocab_size, tuple(b.row_bytes for b in self._spec.bands))
         found = (hello.partition, hello.num_partitions, hello.vocab_size, hello.row_bytes)
         if found != expected:
-            channel.link.close()
             raise ProtocolError(
-                f"{channel.name} holds partition, partitions, vocabulary, row bytes {found}; expected {expected}"
+                f"{name} holds partition, partitions, vocabulary, row bytes {found}; expected {expected}"
             )
-        return channel, hello
+        if hello.max_ids < self._max_ids:
+            raise ProtocolError(
+                f"{name} takes at most {hello.max_ids} ids in one request; this client asks for up to {self._max_ids}: "
+                "give the node a higher max_ids, or the client a lower one"
+            )
 
     def close(self) -> None:
         """End every node."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,29 @@ _PIECE_BYTES = 256 << 10
 """Gathered before it is sent: small enough to be read again from a core's own cache by the system's copy."""
 
 
+@dataclass(kw_only=True)
+class ServedCounters:
+    """What a node has done since it was made.
+
+    Attributes:
+        num_requests: requests answered with rows.
+        num_rows: rows in those answers, a token in all bands asked for as one.
+        num_bytes: bytes of them.
+        refused: other answers, by the name of their status.
+    """
+
+    num_requests: int = 0
+    num_rows: int = 0
+    num_bytes: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+
+
 class RowService:
     """A `Responder` over a store; used by one thread. Every answer on its way has one of a few reused buffers."""
 
     def __init__(self, store: RowStore, *, max_ids: int = DEFAULT_MAX_IDS) -> None:
         self.max_ids = max_ids
+        self.served = ServedCounters()
         self._store = store
         self._spec = store.spec
         self._num_bands = len(store.spec.bands)
@@ -53,7 +72,16 @@ class RowService:
         self._check_ids(own)
         bands = bands_of(mask)
         length = len(own) * sum([self._row_bytes[band] for band in bands])
-        return Answer(length, self._pieces(self._store.locate(own), bands))
+        places = self._store.locate(own)
+        self.served.num_requests += 1
+        self.served.num_rows += len(own)
+        self.served.num_bytes += length
+        return Answer(length, self._pieces(places, bands))
+
+    def refused(self, status: Status) -> None:
+        """See `Responder.refused`."""
+        name = status.name.lower()
+        self.served.refused[name] = self.served.refused.get(name, 0) + 1
 
     def _pieces(self, places: NDArray[np.int64], bands: tuple[int, ...]) -> Iterator[memoryview]:
         buffer = self._free.pop() if self._free else np.empty(self._buffer_bytes, np.uint8)

@@ -10,12 +10,13 @@ from ray import serve
 
 from tolbuild.checkpoint import open_checkpoint
 from tolbuild.table import open_table
+from tolserve.memory.counts import read_counts
 from tolserve.on_ray.attention import AttentionDeployment
 from tolserve.on_ray.directory import DirectoryDeployment
 from tolserve.on_ray.gateway import GatewayDeployment
 from tolserve.on_ray.memory_node import MemoryNodeDeployment
 from tolserve.replica import engine_config
-from tolserve.serve_config import ServeConfig
+from tolserve.serve_config import ServeConfig, settled
 
 _CARRIED = ("AWS_", "OMP_NUM_THREADS")
 """Environment variables that every node gets as the builder has them: access to the store, threads."""
@@ -30,11 +31,11 @@ def build(args: dict[str, Any]) -> serve.Application:
         ValueError: an unknown setting, or checkpoint, table and settings do not fit each other.
         ToLError: checkpoint or table cannot be read.
     """
-    return build_app(ServeConfig.from_dict(args))
+    return build_app(settled(ServeConfig.from_dict(args)))
 
 
 def build_app(config: ServeConfig) -> serve.Application:
-    """The application for `config`; see `build`."""
+    """The application for `config`, which is `settled`; see `build`."""
     version = check(config)
     directory = _deployment(DirectoryDeployment, user_config={"table_version": version}).bind()
     memory = [
@@ -84,6 +85,8 @@ def check(config: ServeConfig) -> int | None:
         )
     if config.pinned_bands > len(manifest.bands):
         raise ValueError(f"--pinned-bands is {config.pinned_bands}; the table has {len(manifest.bands)} bands")
+    if config.cache_counts is not None:
+        read_counts(config.cache_counts, manifest.vocab_size)
     return int(manifest.version)
 
 

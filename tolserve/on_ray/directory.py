@@ -8,6 +8,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -94,6 +95,7 @@ class Membership:
         partition: int = 0,
         identity: str = "",
         on_view: Callable[[View], None] | None = None,
+        figures: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         self._handle = handle
         self._member = Member(
@@ -105,6 +107,7 @@ class Membership:
             pid=os.getpid(),
         )
         self._on_view = on_view
+        self._figures = figures
         self._task = asyncio.get_running_loop().create_task(self._beat())
 
     async def leave(self) -> None:
@@ -116,7 +119,7 @@ class Membership:
     async def _beat(self) -> None:
         while True:
             try:
-                view = await ask(self._handle, "announce", self._member)
+                view = await ask(self._handle, "announce", replace(self._member, figures=self._figures()))
                 if self._on_view is not None:
                     self._on_view(view)
             except Exception as error:  # noqa: BLE001 - whatever happens to the directory, the node goes on

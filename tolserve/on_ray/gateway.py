@@ -15,7 +15,7 @@ from tolbuild.checkpoint import open_checkpoint
 from tolserve.app import App, AppConfig
 from tolserve.http_server import HttpServer
 from tolserve.link.fleet import Fleet
-from tolserve.membership import View
+from tolserve.membership import Member, View
 from tolserve.on_ray.directory import Membership
 from tolserve.serve_config import ServeConfig, model_info
 
@@ -28,6 +28,7 @@ class GatewayDeployment:
     ) -> None:
         self._config = config
         self._fleet: Fleet | None = None
+        self._memory: list[Member] = []
         self._server = await asyncio.to_thread(HttpServer, self._make_app, host=config.host, port=config.port)
         self._membership = Membership(directory, "gateway", self._server.address, on_view=self._see)
 
@@ -44,8 +45,10 @@ class GatewayDeployment:
         checkpoint = open_checkpoint(self._config.checkpoint)
         self._fleet = Fleet(deadline_s=self._config.deadline_s)
         limits = AppConfig(api_key=self._config.api_key, max_open=self._config.max_open)
-        return App(self._fleet, model_info(self._config, checkpoint.config), checkpoint.tokenizer(), limits)
+        model = model_info(self._config, checkpoint.config)
+        return App(self._fleet, model, checkpoint.tokenizer(), limits, memory=lambda: self._memory)
 
     def _see(self, view: View) -> None:
         assert self._fleet is not None
+        self._memory = view.memory_members()
         asyncio.run_coroutine_threadsafe(self._fleet.update(view.attention()), self._server.loop)

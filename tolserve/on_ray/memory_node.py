@@ -28,7 +28,14 @@ class MemoryNodeDeployment:
         )
         self._node = (await asyncio.to_thread(MemoryNode, node)).start()
         identity = self._node.identity.hex()
-        self._membership = Membership(directory, "memory", self._node.address, partition=partition, identity=identity)
+        self._membership = Membership(
+            directory,
+            "memory",
+            self._node.address,
+            partition=partition,
+            identity=identity,
+            figures=self._node.figures,
+        )
 
     async def __del__(self) -> None:
         await self._membership.leave()

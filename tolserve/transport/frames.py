@@ -30,10 +30,11 @@ Response, 24 bytes and the payload:
 
 Payload of status 0 to a rows request: for each band asked for, in ascending order, the n rows of the ids in the order
 they were given, each of the band's row bytes; nothing between them. The client knows the length before it comes and
-takes any other for an error.
+takes any other for an error. A node whose store fails in the middle of the rows closes the connection.
 
 Payload of status 0 to a hello:
 
+    offset  bytes  field
          0      4  partition index
          4      4  number of partitions
          8      8  vocabulary size
@@ -50,7 +51,7 @@ Payload of another status: at most 1,024 bytes of UTF-8 that say what was wrong.
          3  no band, or a band that the table does not have             open
          4  more ids than the node's limit                              closed (the ids are not read)
          5  not this protocol, another version, or an unknown kind      closed
-         6  the node failed                                             open
+         6  the node failed before it sent rows                         open
 """
 
 from __future__ import annotations

@@ -54,6 +54,9 @@ class Responder(Protocol):
             RefusedError: with the status of the reason.
         """
 
+    def refused(self, status: Status) -> None:
+        """A request was answered with this status instead."""
+
 
 class Session:
     """Feeds requests of one connection to a responder, one after another.
@@ -141,3 +144,4 @@ class Session:
         text = message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode()
         self._head = pack_response(status, request_id, len(text)) + text
         self.closing = status in CLOSING
+        self._responder.refused(status)
