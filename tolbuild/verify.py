@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _verify(store: Store, config: VerifyConfig) -> int:
     found = check_table(store)
-    print(f"{store.url}: {found.num_objects:,} objects, {found.num_bytes:,} bytes, {len(found.versions)} versions")
+    count = f"{len(found.versions)} version{'s' if len(found.versions) != 1 else ''}"
+    print(f"{store.url}: {found.num_objects:,} objects, {found.num_bytes:,} bytes, {count}")
     for note in found.notes:
         print(f"  note      {note}")
     if config.checkpoint is not None and found.sound:

@@ -24,8 +24,7 @@ import threading
 from collections.abc import Sequence
 from types import FrameType
 
-import tyro
-
+from tolbuild.cli import parse
 from tolbuild.table.errors import ToLError
 from tolserve.serve_config import ServeConfig, settled
 
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted; 0 then, 1 with the reason on standard error where it cannot be."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        config = tyro.cli(ServeConfig, prog="python -m tolserve.run", description=__doc__, args=arguments)
+        config = parse(ServeConfig, module="tolserve.run", doc=__doc__, arguments=arguments)
         return serve_until_interrupted(settled(config))
     except (ValueError, ToLError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

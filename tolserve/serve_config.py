@@ -54,7 +54,7 @@ class ServeConfig:
     cache_bytes: int | None = None
     """Bytes of the row cache of an attention node; `cache_share` decides when left out."""
     cache_share: float = 0.1
-    """The same as a share of the table as stored; 0 caches nothing."""
+    """Row cache of an attention node as a share of the table as stored; 0 caches nothing."""
     cache_policy: Literal["lru", "frequency"] = "lru"
     """What the cache keeps: the rows used last, or for good those of the most frequent tokens in `cache_counts`."""
     cache_counts: str | None = None
