@@ -7,7 +7,7 @@ import errno
 import itertools
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,8 +47,12 @@ class LocalStore:
 
     def write(self, key: str, *parts: bytes | NDArray[np.uint8]) -> None:
         """Write, sync, rename; see Store."""
+        self.write_pieces(key, parts)
+
+    def write_pieces(self, key: str, pieces: Iterable[bytes | NDArray[np.uint8]]) -> None:
+        """The same for pieces that come one after another, of which one at a time is in memory."""
         with self._faults(key):
-            scratch = self._write_scratch(parts)
+            scratch = self._write_scratch(pieces)
             target = self.root / key
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(scratch, target)
@@ -68,7 +72,7 @@ class LocalStore:
                 scratch.unlink()
             _sync_folder(target.parent)
 
-    def _write_scratch(self, parts: Sequence[bytes | NDArray[np.uint8]]) -> Path:
+    def _write_scratch(self, parts: Iterable[bytes | NDArray[np.uint8]]) -> Path:
         scratch = self.root / SCRATCH / f"{socket.gethostname()}-{os.getpid()}-{next(_serial)}"
         scratch.parent.mkdir(parents=True, exist_ok=True)
         try:
