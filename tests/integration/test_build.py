@@ -18,7 +18,7 @@ from tolbuild.build_config import BuildConfig
 from tolbuild.checkpoint import open_checkpoint
 from tolbuild.drive.driver import build_table, thread_pool
 from tolbuild.drive.pool import Event, Pool
-from tolbuild.plan import Cell
+from tolbuild.grid import Cell
 from tolbuild.rows import chunk_rows, compute_rows
 from tolbuild.run import main
 from tolbuild.table.errors import TableConflictError

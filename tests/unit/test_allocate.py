@@ -163,7 +163,7 @@ def test_what_rank_says(option: int | str, rule: object) -> None:
         "bytes:5iB",
         "bytes:2 0",
         "bytes:-3MB",
-    ],  # fmt: skip
+    ],
 )
 def test_what_rank_cannot_say(option: int | str) -> None:
     with pytest.raises(ValueError, match=r"rank is|energy:|bytes:"):

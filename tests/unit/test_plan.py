@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tolbuild.build_config import BuildConfig
 from tolbuild.config import ModelConfig
 from tolbuild.drive.estimate import estimate
-from tolbuild.plan import MAX_SEGMENTS, make_plan, make_segments
+from tolbuild.grid import MAX_SEGMENTS, make_segments
+from tolbuild.plan import make_plan
 
 CONFIG = BuildConfig(checkpoint="c", table="t", rank=8, codes="int8", shard_rows=128, layers_per_band=2)
 

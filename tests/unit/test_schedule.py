@@ -12,7 +12,8 @@ from tolbuild.build_config import BuildConfig
 from tolbuild.config import ModelConfig
 from tolbuild.drive.pool import free_slots
 from tolbuild.drive.schedule import MAX_ATTEMPTS, Schedule
-from tolbuild.plan import FitCell, Plan, ShardCell, SumCell, make_plan
+from tolbuild.grid import FitCell, ShardCell, SumCell
+from tolbuild.plan import Plan, make_plan
 
 
 def make(vocab_size: int = 1000, layers: int = 3, **options: object) -> Plan:

@@ -84,10 +84,10 @@ def _enumerate(costs_O: Ints, losses_LO: Floats, excess_LO: Floats, budget: int,
         kept = kept[loss[kept] < best_before]
         cost_S, loss_S, excess_S = cost[kept], loss[kept], excess[kept]
         steps.append((state[kept], option[kept]))
-    place, chosen = int(loss_S.argmin()), []
+    end, chosen = int(loss_S.argmin()), []
     for state_S, option_S in reversed(steps):
-        chosen.append(int(option_S[place]))
-        place = int(state_S[place])
+        chosen.append(int(option_S[end]))
+        end = int(state_S[end])
     return tuple(reversed(chosen))
 
 
