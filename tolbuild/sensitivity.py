@@ -133,7 +133,6 @@ def layer_sensitivities(model: MemoryLLM, windows_BT: Tensor, *, batch: int, see
     if not model.config.has_memory:
         raise ValueError(f"a {model.config.kind} model has no rows whose error could matter")
     generator = torch.Generator().manual_seed(seed)
-    model.requires_grad_(False)
     total_L = torch.zeros(model.config.num_hidden_layers, dtype=torch.float64)
     for part_BT in torch.split(windows_BT, batch):
         total_L += _squared_gradients(model, part_BT, generator)
@@ -143,13 +142,15 @@ def layer_sensitivities(model: MemoryLLM, windows_BT: Tensor, *, batch: int, see
 def _squared_gradients(model: MemoryLLM, windows_BT: Tensor, generator: torch.Generator) -> Tensor:
     """|d loss / d row|^2 of each layer, summed over the tokens of some windows, fp64 [L]."""
     unique_N, inverse_BT = torch.unique(windows_BT, return_inverse=True)
-    rows_NLD = dense_rows(model, unique_N).requires_grad_(True)
-    logits_BTV = F.linear(model.hidden(windows_BT, rows_NLD, inverse_BT), model.head_VD).flatten(0, 1)
     with torch.no_grad():
-        labels_N = torch.multinomial(logits_BTV.softmax(dim=-1), 1, generator=generator)[:, 0]
-    F.cross_entropy(logits_BTV, labels_N, reduction="sum").backward()
-    assert rows_NLD.grad is not None
-    return rows_NLD.grad.double().square().sum(dim=(0, 2))
+        rows_NLD = dense_rows(model, unique_N)
+    rows_NLD.requires_grad_(True)
+    logits_NV = F.linear(model.hidden(windows_BT, rows_NLD, inverse_BT), model.head_VD).flatten(0, 1)
+    with torch.no_grad():
+        labels_N = torch.multinomial(logits_NV.softmax(dim=-1), 1, generator=generator)[:, 0]
+    loss = F.cross_entropy(logits_NV, labels_N, reduction="sum")
+    (gradient_NLD,) = torch.autograd.grad(loss, rows_NLD)
+    return gradient_NLD.double().square().sum(dim=(0, 2))
 
 
 if __name__ == "__main__":

@@ -90,6 +90,28 @@ def test_the_hash_moves_with_what_changes_bytes_and_with_nothing_else() -> None:
     assert len(hashes | {plan.plan_hash}) == len(others) + 2
 
 
+def test_options_from_before_there_were_others_keep_their_hash() -> None:
+    assert make_plan(CONFIG, model(), "f").plan_hash == "86696e454ea8e5f9"
+    full = replace(CONFIG, rank="full", codes="fp16", drop_layers=(3,))
+    assert make_plan(full, model(), "f").plan_hash == "165d47ed74a21056"
+
+
+@pytest.mark.parametrize("rank", ["energy:0.99", "bytes:120kB"])
+def test_before_pass_1_a_plan_has_the_largest_ranks_that_can_be(rank: str) -> None:
+    plan = make_plan(replace(CONFIG, rank=rank), model(), "f")
+    assert not plan.allocated and plan.ranks_cells() and plan.needs_sums
+    (most,) = {rank for band in plan.bands for rank in band.ranks}
+    cost = estimate(plan, spools=True)
+    assert most == (64 if rank == "energy:0.99" else 32)
+    assert cost.least_table_bytes < cost.table_bytes
+    final = plan.with_ranks([8, 16, 64, 24, 32])
+    assert final.allocated and final.plan_hash == plan.plan_hash
+    assert [final.is_whole(layer) for layer in range(5)] == [False, False, True, False, False]
+    assert [band.ranks for band in final.bands] == [(8, 16), (64, 24), (32,)]
+    with pytest.raises(ValueError, match="takes at least"):
+        make_plan(replace(CONFIG, rank="bytes:20kB"), model(), "f")
+
+
 @pytest.mark.parametrize(("codes", "has_fit"), [("fp32", False), ("fp16", False), ("int8", True)])
 def test_full_rank_has_no_pass_1_and_fits_only_scales(codes: str, has_fit: bool) -> None:
     plan = make_plan(replace(CONFIG, rank="full", codes=codes), model(), "f")  # type: ignore[arg-type]

@@ -64,7 +64,8 @@ def _difference(store: Store, plan: Plan, latest: Manifest) -> str:
     else:
         usual = {"weights": "uniform", "layer_weights": "none"}
         there, ours = usual | latest.options, usual | plan.options
-        differing = [f"{name} {there.get(name)}, not {ours[name]}" for name in ours if there.get(name) != ours[name]]
+        names = dict.fromkeys([*plan.options, *usual])
+        differing = [f"{name} {there.get(name)}, not {ours[name]}" for name in names if there.get(name) != ours[name]]
         why = f"has other options ({'; '.join(differing) or 'made by another version of this program'})"
     return (
         f"{store.url} version {latest.version} {why}; give another --table, or --new-version to publish this one as "
