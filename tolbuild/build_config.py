@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tolbuild.compress.allocate import ByteBudget, RankOption, RankRule, parse_rank
+
 Codes = Literal["fp32", "fp16", "int8"]
-Rank = Literal["full"] | int
+Rank = Literal["full"] | int | str
 
 BLOCK_ROWS = 64
 """Token ids in a block, the unit that shards are made of."""
@@ -19,8 +21,8 @@ CODE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 class BuildConfig:
     """One build: which checkpoint, where the table goes, what is stored and who works.
 
-    Only `rank`, `codes`, `layers_per_band`, `shard_rows` and `drop_layers` change the table's bytes; the others change
-    who computes them and how fast.
+    Only `rank`, `codes`, `layers_per_band`, `shard_rows`, `drop_layers`, `weights` and `layer_weights` change the
+    table's bytes; the others change who computes them and how fast.
 
     Raises:
         ValueError: a value that no build can have, with the value and what it may be.
@@ -31,7 +33,9 @@ class BuildConfig:
     table: str
     """Where the table goes: a path, file://, s3://bucket/prefix or memory://."""
     rank: Rank = "full"
-    """full keeps the rows as they are; N keeps N principal components of every layer's rows (at most the width)."""
+    """full keeps the rows as they are; N keeps N principal components of every layer's rows (at most the width);
+    energy:0.999 the fewest that keep this share of each layer's energy; bytes:2GiB those of all layers that leave the
+    least error in a table of this size (bases, means, scales and checksums included)."""
     codes: Codes = "fp16"
     """Stored type. int8 has one scale a component, fitted by error on a fixed sample of tokens."""
     layers_per_band: int = 4
@@ -40,6 +44,12 @@ class BuildConfig:
     """Tokens in one object of a band: a multiple of 64. One shard of one band is what a worker makes at a time."""
     drop_layers: tuple[int, ...] = ()
     """Layers to leave out; the table gives zeros for them. (The middle ones are the most redundant.)"""
+    weights: str = "uniform"
+    """What each token counts in bases, means and errors: uniform, or counts:FILE, how often it occurs (JSON or .npy
+    with V counts; `python -m tolbuild.count` makes it from text)."""
+    layer_weights: Path | None = None
+    """With --rank bytes: what a unit of error in each layer costs (JSON; `python -m tolbuild.sensitivity` measures it).
+    Every layer's error counts alike when left out."""
     workers: int = 0
     """Workers at a time; 0 takes one for each GPU of the cluster (or machine), else one for each CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -67,12 +77,25 @@ class BuildConfig:
         if self.shard_rows % BLOCK_ROWS:
             near = round(self.shard_rows / BLOCK_ROWS) * BLOCK_ROWS
             raise ValueError(f"--shard-rows is {self.shard_rows}; no multiple of {BLOCK_ROWS}, such as {near}")
-        if self.rank != "full" and self.rank < 1:
-            raise ValueError(f"--rank is {self.rank}; it must be full or at least 1")
+        self._check_allocation()
         if self.spool_gb < 0:
             raise ValueError(f"--spool-gb is {self.spool_gb}; it cannot be negative")
         if len(set(self.drop_layers)) != len(self.drop_layers):
             raise ValueError(f"--drop-layers names a layer twice: {' '.join(map(str, self.drop_layers))}")
+
+    @property
+    def rank_option(self) -> RankOption | RankRule:
+        """What `rank` says."""
+        return parse_rank(self.rank)
+
+    def _check_allocation(self) -> None:
+        rank = self.rank_option
+        if self.weights != "uniform" and not self.weights.startswith("counts:"):
+            raise ValueError(f"--weights is {self.weights!r}; it must be uniform or counts:FILE")
+        if self.weights != "uniform" and rank == "full":
+            raise ValueError("--weights counts: weighs bases and means, and --rank full has none; give a lower rank")
+        if self.layer_weights is not None and not isinstance(rank, ByteBudget):
+            raise ValueError(f"--layer-weights divides a budget; it needs --rank bytes:SIZE, not --rank {self.rank}")
 
 
 def _option(name: str) -> str:

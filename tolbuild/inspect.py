@@ -1,17 +1,19 @@
-"""`python -m tolbuild.inspect URL`: what a table holds, from its manifests alone.
+"""`python -m tolbuild.inspect URL`: what a table holds, from its manifests, means and spectra.
 
-Prints versions, bands, ranks, types, sizes, and the energy and error of each layer; --json prints the manifest.
+Prints versions, bands, ranks, types, sizes, the energy and error of each layer and what its mean alone explains; --json
+prints the manifest.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tolbuild.table.errors import ToLError
 from tolbuild.table.manifest import Manifest
 from tolbuild.table.publish import latest_version, list_versions, read_manifest
+from tolbuild.table.stats import LayerEnergy, table_energies
 from tolbuild.table.store import Store, open_store
 
 
@@ -62,7 +64,7 @@ def describe(store: Store, manifest: Manifest) -> list[str]:
         "",
         *_bands(manifest),
         "",
-        *_layers(manifest),
+        *_layers(manifest, table_energies(store, manifest)),
     ]
 
 
@@ -89,12 +91,16 @@ def _bands(manifest: Manifest) -> Iterator[str]:
         yield f"{line} {_size(size):>12}   {parts}"
 
 
-def _layers(manifest: Manifest) -> Iterator[str]:
-    yield "  layer   rank   energy kept      error   worst row         energy"
+def _layers(manifest: Manifest, energies: Mapping[int, LayerEnergy]) -> Iterator[str]:
+    weighted = any(stats.weighted_error is not None for stats in manifest.layer_stats)
+    yield "  layer   rank   energy kept  mean alone      error   worst row         energy" + "   weighted" * weighted
     for stats in manifest.layer_stats:
+        energy = energies.get(stats.layer)
+        mean = f"{'-':>10}" if energy is None else f"{100 * energy.mean_share:>8.2f} %"
+        own = f"  {stats.weighted_error:>9.2e}" if stats.weighted_error is not None else ""
         yield (
-            f"  {stats.layer:>5}  {stats.rank:>5}   {100 * stats.energy_kept:>9.3f} %  {stats.relative_error:>9.2e}  "
-            f"{stats.max_relative_error:>9.2e}  {stats.energy:>13.6e}"
+            f"  {stats.layer:>5}  {stats.rank:>5}   {100 * stats.energy_kept:>9.3f} %  {mean}  "
+            f"{stats.relative_error:>9.2e}   {stats.max_relative_error:>9.2e}  {stats.energy:>13.6e}{own}"
         )
     if manifest.dropped_layers:
         yield f"  left out: {', '.join(map(str, manifest.dropped_layers))}"

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tolbuild.build_config import BuildConfig
 from tolbuild.config import ModelConfig
 from tolbuild.drive.estimate import estimate
-from tolbuild.plan import MAX_SEGMENTS, make_plan, make_segments
+from tolbuild.grid import MAX_SEGMENTS, make_segments
+from tolbuild.plan import make_plan
 
 CONFIG = BuildConfig(checkpoint="c", table="t", rank=8, codes="int8", shard_rows=128, layers_per_band=2)
 
@@ -87,6 +88,28 @@ def test_the_hash_moves_with_what_changes_bytes_and_with_nothing_else() -> None:
     hashes = {make_plan(other, model(), "f").plan_hash for other in others}
     hashes.add(make_plan(CONFIG, model(), "g").plan_hash)
     assert len(hashes | {plan.plan_hash}) == len(others) + 2
+
+
+def test_options_from_before_there_were_others_keep_their_hash() -> None:
+    assert make_plan(CONFIG, model(), "f").plan_hash == "86696e454ea8e5f9"
+    full = replace(CONFIG, rank="full", codes="fp16", drop_layers=(3,))
+    assert make_plan(full, model(), "f").plan_hash == "165d47ed74a21056"
+
+
+@pytest.mark.parametrize("rank", ["energy:0.99", "bytes:120kB"])
+def test_before_pass_1_a_plan_has_the_largest_ranks_that_can_be(rank: str) -> None:
+    plan = make_plan(replace(CONFIG, rank=rank), model(), "f")
+    assert not plan.allocated and plan.ranks_cells() and plan.needs_sums
+    (most,) = {rank for band in plan.bands for rank in band.ranks}
+    cost = estimate(plan, spools=True)
+    assert most == (64 if rank == "energy:0.99" else 32)
+    assert cost.least_table_bytes < cost.table_bytes
+    final = plan.with_ranks([8, 16, 64, 24, 32])
+    assert final.allocated and final.plan_hash == plan.plan_hash
+    assert [final.is_whole(layer) for layer in range(5)] == [False, False, True, False, False]
+    assert [band.ranks for band in final.bands] == [(8, 16), (64, 24), (32,)]
+    with pytest.raises(ValueError, match="takes at least"):
+        make_plan(replace(CONFIG, rank="bytes:20kB"), model(), "f")
 
 
 @pytest.mark.parametrize(("codes", "has_fit"), [("fp32", False), ("fp16", False), ("int8", True)])

@@ -17,6 +17,7 @@ from tolbuild.build import Worker, WorkOrder
 from tolbuild.build_config import BuildConfig
 from tolbuild.checkpoint import open_checkpoint
 from tolbuild.drive.commit import commit, remove_partials
+from tolbuild.drive.known import look, with_ranks_of
 from tolbuild.drive.place import State, examine
 from tolbuild.drive.pool import Pool, ThreadPool, closing, run_schedule
 from tolbuild.drive.progress import Progress
@@ -24,7 +25,10 @@ from tolbuild.drive.schedule import Schedule
 from tolbuild.drive.summary import describe_plan, summarise
 from tolbuild.plan import Plan, make_plan
 from tolbuild.table.manifest import Manifest
+from tolbuild.table.stats import LayerEnergy, table_energies
 from tolbuild.table.store import Credentials, open_store
+from tolbuild.weighting import load_weighting
+from tolbuild.worker.partials import pack, weights_key
 
 OpenPool = Callable[[BuildConfig, WorkOrder], AbstractContextManager[Pool]]
 
@@ -66,11 +70,52 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
     began = time.perf_counter()
     credentials = Credentials.from_environment()
     checkpoint = open_checkpoint(config.checkpoint, credentials=credentials)
-    plan = make_plan(config, checkpoint.config, checkpoint.fingerprint)
+    weighting = load_weighting(
+        config, checkpoint.config.vocab_size, checkpoint.config.num_hidden_layers, checkpoint.fingerprint
+    )
+    plan = make_plan(config, checkpoint.config, checkpoint.fingerprint, weighting)
     spools = plan.needs_sums and (config.rows == "spool" or (config.rows == "auto" and not _on_gpu(config)))
     if config.dry_run:
-        return BuildResult(plan=plan, manifest=None, published=False, text=describe_plan(plan, spools=spools))
-    order = WorkOrder(
+        return _dry_run(plan, absolute(config.table), credentials, spools=spools)
+    order = _order(config, plan, credentials)
+    store = open_store(order.table, credentials)
+    try:
+        state = examine(store, plan, new_version=config.new_version)
+        if state.complete is not None:
+            remove_partials(store, plan)
+            version = state.complete.version
+            text = f"already complete: {store.url} version {version} is this checkpoint with these options"
+            return BuildResult(plan=plan, manifest=state.complete, published=False, text=text)
+        if weighting.token_weights_V is not None:
+            store.write(weights_key(plan), pack({"weights": torch.from_numpy(weighting.token_weights_V)}))
+        opened = time.perf_counter()
+        progress = Progress(plan, Schedule(plan, state.done).total, spools=spools)
+        _run_cells(order, state, open_pool(config, order), progress)
+        ran = time.perf_counter()
+        manifest = commit(store, plan, state)
+        ended = time.perf_counter()
+        plan, energies = with_ranks_of(plan, manifest), table_energies(store, manifest)
+    finally:
+        store.close()
+    seconds = {"open": opened - began, "cells": ran - opened, "commit": ended - ran} | dict(progress.seconds)
+    text = summarise(plan, manifest, store.url, energies, seconds=seconds, num_resumed=len(state.done))
+    return BuildResult(plan=plan, manifest=manifest, published=True, seconds=seconds, text=text)
+
+
+def _dry_run(plan: Plan, table: str, credentials: Credentials | None, *, spools: bool) -> BuildResult:
+    """The plan in words, with what an earlier run of it has left at the table's place."""
+    energies: dict[int, LayerEnergy] = {}
+    if plan.needs_sums:
+        store = open_store(table, credentials)
+        try:
+            plan, energies = look(store, plan)
+        finally:
+            store.close()
+    return BuildResult(plan=plan, manifest=None, published=False, text=describe_plan(plan, energies, spools=spools))
+
+
+def _order(config: BuildConfig, plan: Plan, credentials: Credentials | None) -> WorkOrder:
+    return WorkOrder(
         plan=plan,
         checkpoint=absolute(config.checkpoint),
         table=absolute(config.table),
@@ -81,25 +126,6 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
         spool_dir=config.spool_dir,
         spool_bytes=int(config.spool_gb * 1e9),
     )
-    store = open_store(order.table, credentials)
-    try:
-        state = examine(store, plan, new_version=config.new_version)
-        if state.complete is not None:
-            remove_partials(store, plan)
-            version = state.complete.version
-            text = f"already complete: {store.url} version {version} is this checkpoint with these options"
-            return BuildResult(plan=plan, manifest=state.complete, published=False, text=text)
-        opened = time.perf_counter()
-        progress = Progress(plan, Schedule(plan, state.done).total, spools=spools)
-        _run_cells(order, state, open_pool(config, order), progress)
-        ran = time.perf_counter()
-        manifest = commit(store, plan, state)
-        ended = time.perf_counter()
-    finally:
-        store.close()
-    seconds = {"open": opened - began, "cells": ran - opened, "commit": ended - ran} | dict(progress.seconds)
-    text = summarise(plan, manifest, store.url, seconds=seconds, num_resumed=len(state.done))
-    return BuildResult(plan=plan, manifest=manifest, published=True, seconds=seconds, text=text)
 
 
 def _run_cells(order: WorkOrder, state: State, opened: AbstractContextManager[Pool], progress: Progress) -> None:

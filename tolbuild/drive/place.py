@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tolbuild.plan import Cell, Plan, ShardCell
+from tolbuild.grid import Cell, ShardCell
+from tolbuild.plan import Plan
 from tolbuild.table.errors import TableConflictError
 from tolbuild.table.manifest import Manifest
 from tolbuild.table.publish import list_versions, read_manifest
@@ -53,7 +54,7 @@ def _done(store: Store, plan: Plan) -> frozenset[Cell]:
     """Cells with a durable result: valid receipts, and partial results by name (their readers check the bytes)."""
     shards = {ShardCell(band, shard) for band, shard in finished_shards(store, plan.plan_hash)}
     names = {info.key.rpartition("/")[2] for info in store.list(build_prefix(plan))}
-    begun: tuple[Cell, ...] = (*plan.sum_cells(), *plan.fit_cells())
+    begun: tuple[Cell, ...] = (*plan.sum_cells(), *plan.fit_cells(), *plan.ranks_cells())
     return frozenset([*shards, *(cell for cell in begun if cell.name in names)])
 
 
@@ -61,8 +62,10 @@ def _difference(store: Store, plan: Plan, latest: Manifest) -> str:
     if latest.model_fingerprint != plan.fingerprint:
         why = f"is of another checkpoint ({latest.model_fingerprint[:12]}..., not {plan.fingerprint[:12]}...)"
     else:
-        pairs = [(name, latest.options.get(name), value) for name, value in plan.options.items()]
-        differing = [f"{name} {there}, not {value}" for name, there, value in pairs if there != value]
+        usual = {"weights": "uniform", "layer_weights": "none"}
+        there, ours = usual | latest.options, usual | plan.options
+        names = dict.fromkeys([*plan.options, *usual])
+        differing = [f"{name} {there.get(name)}, not {ours[name]}" for name in names if there.get(name) != ours[name]]
         why = f"has other options ({'; '.join(differing) or 'made by another version of this program'})"
     return (
         f"{store.url} version {latest.version} {why}; give another --table, or --new-version to publish this one as "

@@ -14,8 +14,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from tolbuild.build import IN_FLIGHT, CellReport, Worker, WorkOrder
 from tolbuild.build_config import BuildConfig
 from tolbuild.drive.pool import Event, Pool, WorkerLost, closing, free_slots
+from tolbuild.grid import Cell
 from tolbuild.on_ray.connect import NoClusterError, Resources, claim
-from tolbuild.plan import Cell
 
 MAX_DEATHS_IN_A_ROW = 6
 """Workers that may die one after another without a finished cell before the cluster is held to be unfit."""

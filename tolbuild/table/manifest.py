@@ -15,7 +15,8 @@ FORMAT = "tol/1"
 IDENTITY_BYTES = 16
 
 IDENTITY, BASIS = "identity", "basis"
-"""Transforms: rows as they are; coefficients in an orthonormal basis, array `basis-LLL` [R, D] by layer."""
+"""Transforms: rows as they are; coefficients in an orthonormal basis, array `basis-LLL` [R, D] by layer. A layer with
+`identity` in the place of that array has its rows as they are, without mean."""
 NONE, MEAN = "none", "mean"
 """Predictors: nothing; the layer's mean row, array `means` [L, D]."""
 CAST, SCALED = "cast", "scaled"
@@ -130,13 +131,21 @@ class Band:
         start = sum(self.ranks[:place])
         return slice(start, start + self.ranks[place])
 
+    def basis_of(self, layer: int) -> str | None:
+        """Name of the array with the basis of one of its layers; None where its codes are its rows."""
+        if self.transform.name == IDENTITY:
+            return None
+        name = self.transform.arrays[self.layers.index(layer)]
+        return None if name == IDENTITY else name
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStats:
     """What was measured of one layer while it was stored, over all tokens.
 
     relative_error: |stored - exact| / |exact| over all rows (Frobenius norms). max_relative_error: of the worst row.
-    energy: |exact|^2 summed over all values. energy_kept: share of the centred energy within the rank, 1 at full.
+    energy: |exact|^2 summed over all values. energy_kept: share of the centred energy within the rank, 1 at full,
+    weighted where tokens have weights. weighted_error: relative_error with each token's weight, where they have any.
     """
 
     layer: int
@@ -145,6 +154,7 @@ class LayerStats:
     max_relative_error: float
     energy: float
     energy_kept: float
+    weighted_error: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +194,8 @@ class Manifest:
             if band.layout.vocab_size != self.vocab_size:
                 raise ValueError(f"band {band.index} has {band.layout.vocab_size} tokens; V is {self.vocab_size}")
             wanted = {name for part in (band.transform, band.predictor, band.quantiser) for name in part.arrays}
-            if not wanted | {"row_crc32c"} <= names:
+            wanted = wanted - {IDENTITY} | {"row_crc32c"}
+            if not wanted <= names:
                 raise ValueError(f"band {band.index} needs the arrays {sorted(wanted - names)}, which are not named")
 
     @property

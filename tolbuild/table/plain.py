@@ -1,4 +1,7 @@
-"""Dataclasses to and from plain values of JSON, strictly: an unknown or missing name, or a wrong type, is refused."""
+"""Dataclasses to and from plain values of JSON, strictly: an unknown or missing name, or a wrong type, is refused.
+
+A field whose default is None is left out while it is None: documents from before the field was there stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,9 @@ T = TypeVar("T")
 def to_plain(value: Any) -> Any:
     """Dicts, lists and scalars of a dataclass of dataclasses, tuples, dicts and scalars."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        optional = _optional(type(value))
+        pairs = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: to_plain(item) for name, item in pairs.items() if item is not None or name not in optional}
     if isinstance(value, (tuple, list)):
         return [to_plain(item) for item in value]
     if isinstance(value, dict):
@@ -35,10 +40,11 @@ def from_plain(cls: type[T], value: Any, where: str) -> T:
     if not isinstance(value, dict):
         raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
     hints = _hints(cls)  # type: ignore[arg-type]
-    unknown, missing = sorted(value.keys() - hints.keys()), sorted(hints.keys() - value.keys())
+    optional = _optional(cls)  # type: ignore[arg-type]
+    unknown, missing = sorted(value.keys() - hints.keys()), sorted(hints.keys() - value.keys() - optional)
     if unknown or missing:
         raise FormatError(f"{where}: unknown names {unknown}, missing names {missing}")
-    parts = {name: _convert(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}
+    parts = {name: _convert(hint, value[name], f"{where}.{name}") for name, hint in hints.items() if name in value}
     try:
         return cls(**parts)
     except ValueError as error:
@@ -48,6 +54,11 @@ def from_plain(cls: type[T], value: Any, where: str) -> T:
 @cache
 def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
+
+
+@cache
+def _optional(cls: type) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(cls) if field.default is None)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -15,7 +15,7 @@ from tolbuild.table import crc32c
 from tolbuild.table.access import Access, open_access
 from tolbuild.table.errors import ObjectNotFoundError, TableCorruptError
 from tolbuild.table.layout import BLOCK_ROWS, Ids, check_ids
-from tolbuild.table.manifest import BASIS, MEAN, ArrayRef, Band, Manifest
+from tolbuild.table.manifest import MEAN, ArrayRef, Band, Manifest
 from tolbuild.table.publish import read_manifest
 from tolbuild.table.store import Credentials, Store, open_store
 
@@ -148,19 +148,22 @@ class Table:
     def basis(self, layer: int) -> Floats | None:
         """[R, D] fp32 with an integer's scales folded in; None at full rank and for a dropped layer."""
         band = self.manifest.band_of(layer)
-        if band is None or band.transform.name != BASIS:
-            return None
-        return self._vector(band.transform.arrays[band.layers.index(layer)])
+        name = None if band is None else band.basis_of(layer)
+        return None if name is None else self._vector(name)
 
     def mean(self, layer: int) -> Floats | None:
         """[D] fp32; None at full rank and for a dropped layer."""
         band = self.manifest.band_of(layer)
-        return None if band is None or band.predictor.name != MEAN else self._by_layer(band.predictor.arrays[0], layer)
+        if band is None or band.predictor.name != MEAN or band.basis_of(layer) is None:
+            return None
+        return self._by_layer(band.predictor.arrays[0], layer)
 
     def scale(self, layer: int) -> Floats | None:
         """[D] fp32, one a component of integer codes at full rank; None where there is nothing to multiply with."""
         band = self.manifest.band_of(layer)
-        return None if band is None or not band.quantiser.arrays else self._by_layer(band.quantiser.arrays[0], layer)
+        if band is None or not band.quantiser.arrays or band.basis_of(layer) is not None:
+            return None
+        return self._by_layer(band.quantiser.arrays[0], layer)
 
     def array(self, name: str) -> NDArray[Any]:
         """One of the small arrays by name, checked against its checksum.

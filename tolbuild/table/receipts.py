@@ -35,12 +35,15 @@ class LayerTally:
     """How far the codes of a shard are from the exact rows of one layer.
 
     squared_error, squared_rows: sums over all values. max_relative_error: |stored - exact| / |exact| of the worst row.
+    weighted_error, weighted_rows: the squared sums with each token's weight, where tokens have any.
     """
 
     layer: int
     squared_error: float
     squared_rows: float
     max_relative_error: float
+    weighted_error: float | None = None
+    weighted_rows: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,18 +36,23 @@ from tolbuild.table.receipts import (
     finished_shards,
     in_parallel,
 )
+from tolbuild.table.stats import layer_stats
 from tolbuild.table.store import Store
 from tolbuild.table.zarr_metadata import group_metadata, plain_metadata, sharded_metadata
 
 
 @dataclass(frozen=True, kw_only=True)
 class BandSpec:
-    """A band to be written: `ranks[i]` columns of type `dtype` for `layers[i]`."""
+    """A band to be written: `ranks[i]` columns of type `dtype` for `layers[i]`.
+
+    whole_layers: those whose codes are their rows in a table where others have less than full rank.
+    """
 
     index: int
     layers: tuple[int, ...]
     ranks: tuple[int, ...]
     dtype: str
+    whole_layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ class TableSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerArrays:
-    """What was fitted to one layer. At full rank only `scale_D`, and that only for integers; else mean and basis.
+    """What was fitted to one layer. Rows as they are have no basis, and `scale_D` for integers; else mean and basis.
 
     mean_D, basis_RD (an integer's scales folded in), scale_D: fp32. spectrum_D: fp64, the eigenvalues of the centred
     Gram matrix, descending.
@@ -201,15 +206,16 @@ def _finish_band(
         objects=(metadata, *shards),
     )
     scaled = np.dtype(band.dtype).kind == "i"
+    whole = band.layers if spec.full_rank else band.whole_layers
+    bases = tuple(IDENTITY if layer in whole else _basis_name(layer) for layer in band.layers)
+    reduced = len(whole) < len(band.layers)
     return Band(
         index=band.index,
         layers=band.layers,
         ranks=band.ranks,
-        transform=Part(name=IDENTITY)
-        if spec.full_rank
-        else Part(name=BASIS, arrays=tuple(map(_basis_name, band.layers))),
-        predictor=Part(name=NONE) if spec.full_rank else Part(name=MEAN, arrays=("means",)),
-        quantiser=Part(name=SCALED, arrays=("scales",) if spec.full_rank else ()) if scaled else Part(name=CAST),
+        transform=Part(name=BASIS, arrays=bases) if reduced else Part(name=IDENTITY),
+        predictor=Part(name=MEAN, arrays=("means",)) if reduced else Part(name=NONE),
+        quantiser=Part(name=SCALED, arrays=("scales",) if whole else ()) if scaled else Part(name=CAST),
         classes=(TokenClass(name="all", codes=codes),),
     )
 
@@ -269,32 +275,6 @@ def _put(store: Store, key: str, data: bytes) -> ObjectSum:
 
 
 def _layer_stats(spec: TableSpec, fitted: Mapping[int, LayerArrays], receipts: Receipts) -> list[LayerStats]:
-    tallies: dict[int, list[LayerTally]] = {}
-    for place in sorted(receipts):
-        for tally in receipts[place].layers:
-            tallies.setdefault(tally.layer, []).append(tally)
-    stats = []
-    for band in spec.bands:
-        for layer, rank in zip(band.layers, band.ranks, strict=True):
-            own = tallies.get(layer, [])
-            error, energy = sum(t.squared_error for t in own), sum(t.squared_rows for t in own)
-            spectrum = fitted[layer].spectrum_D if layer in fitted else None
-            stats.append(
-                LayerStats(
-                    layer=layer,
-                    rank=rank,
-                    relative_error=(error / energy) ** 0.5 if energy else 0.0,
-                    max_relative_error=max((t.max_relative_error for t in own), default=0.0),
-                    energy=float(energy),
-                    energy_kept=_energy_kept(spectrum, rank),
-                )
-            )
-    return stats
-
-
-def _energy_kept(spectrum_D: NDArray[np.float64] | None, rank: int) -> float:
-    if spectrum_D is None:
-        return 1.0
-    positive = np.maximum(spectrum_D, 0)
-    total = float(positive.sum())
-    return float(positive[:rank].sum()) / total if total else 1.0
+    ranks = [pair for band in spec.bands for pair in zip(band.layers, band.ranks, strict=True)]
+    spectra = {layer: arrays.spectrum_D for layer, arrays in fitted.items() if arrays.spectrum_D is not None}
+    return layer_stats(ranks, spectra, receipts)

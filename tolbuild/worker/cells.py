@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tolbuild.compress.basis import LayerBasis, fit_basis, gram_update
 from tolbuild.compress.quantise import fit_scales
-from tolbuild.plan import ShardCell, SumCell
+from tolbuild.grid import ShardCell, SumCell
+from tolbuild.plan import Plan
 from tolbuild.table.receipts import LayerTally
 from tolbuild.worker.encode import LayerFit, components, decode, encode
 from tolbuild.worker.partials import pack_upper, unpack_upper
@@ -36,7 +37,7 @@ def sum_segment(source: RowSource, spool: Spool, cell: SumCell, buffer_ND: Tenso
     samples, spooled = [], 0
     for piece, embedding_ND in source.embedding_chunks(segment):
         rows_ND = source.rows(cell.layer, embedding_ND, buffer_ND)
-        gram_update(gram_DD, sum_D, rows_ND)
+        gram_update(gram_DD, sum_D, rows_ND, source.weights(piece))
         spooled += spool.save(cell.layer, piece.start, rows_ND)
         if plan.codes == "int8":
             samples.append(rows_ND[source.sample_within(piece)].cpu())
@@ -51,7 +52,8 @@ def fit_layer(
 
     Returns:
         fp32 `mean` [D] and `basis` [R, D], fp64 `energies` [D] (eigenvalues of the centred Gram matrix, descending);
-        for int8 codes fp32 `scale`, one a column of codes.
+        for int8 codes fp32 `scale`, one a column of codes. Where the rank is not known yet R is D, and `row_scale` [D]
+        is for the rows as they are.
     """
     plan = source.plan
     tensors: dict[str, Tensor] = {}
@@ -62,15 +64,18 @@ def fit_layer(
             upper += part["upper"]
             sum_D += part["sum"]
         gram_DD = unpack_upper(upper, plan.hidden_size)
-        basis = fit_basis(gram_DD.to(source.device), sum_D.to(source.device), plan.vocab_size, plan.rank(layer))
+        basis = fit_basis(gram_DD.to(source.device), sum_D.to(source.device), plan.vocab_size, plan.num_fitted(layer))
         tensors = {"mean": basis.mean_D, "basis": basis.basis_RD, "energies": basis.energies_D}
     if plan.codes == "int8":
         sample_ND = torch.cat([part["sample"] for part in parts]) if parts else source.sample_rows(layer, buffer_ND)
         tensors["scale"] = fit_scales(components(sample_ND.to(source.device), LayerFit(basis=basis)))
+        if plan.rule is not None:
+            tensors["row_scale"] = fit_scales(sample_ND.to(source.device))
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def shard_codes(
+    plan: Plan,
     source: RowSource,
     spool: Spool,
     fit_of: Callable[[int], LayerFit],
@@ -81,10 +86,10 @@ def shard_codes(
     """Pass 2 of one band and shard: codes [N, columns of the band] and each layer's error.
 
     Args:
+        plan: with the final ranks.
         embedding_ND: gives the shard's embeddings; asked only for rows that the spool does not hold.
     """
-    plan, band = source.plan, source.plan.bands[cell.band]
-    span = plan.shard_range(cell.shard)
+    band, span = plan.bands[cell.band], plan.shard_range(cell.shard)
     codes_NC = np.empty((len(span), band.num_columns), DTYPES[plan.codes])
     target_NC = torch.from_numpy(codes_NC)
     errors, column = [], 0
@@ -97,7 +102,7 @@ def shard_codes(
                 rows_ND = source.rows(layer, embedding_ND()[first:last], buffer_ND)
             coded_NC = encode(rows_ND, fit, plan.codes)
             target_NC[first:last, column : column + rank] = coded_NC
-            tally.add(rows_ND, decode(coded_NC, fit))
+            tally.add(rows_ND, decode(coded_NC, fit), source.weights(piece))
         errors.append(tally.of_layer(layer))
         column += rank
     return codes_NC, errors
@@ -108,17 +113,30 @@ class _Tally:
 
     def __init__(self) -> None:
         self._error = self._power = self._worst = 0.0
+        self._weighted: tuple[float, float] | None = None
 
-    def add(self, rows_ND: Tensor, decoded_ND: Tensor) -> None:
+    def add(self, rows_ND: Tensor, decoded_ND: Tensor, weights_N: Tensor | None) -> None:
         """Count a chunk; `decoded` (which may be `rows` itself) is overwritten."""
         power_N = torch.linalg.vector_norm(rows_ND, dim=1).double()
         error_N = torch.linalg.vector_norm(torch.sub(rows_ND, decoded_ND, out=decoded_ND), dim=1).double()
         self._error += float(error_N.square().sum())
         self._power += float(power_N.square().sum())
+        if weights_N is not None:
+            error, power = self._weighted or (0.0, 0.0)
+            self._weighted = (
+                error + float(weights_N @ error_N.square()),
+                power + float(weights_N @ power_N.square()),
+            )
         self._worst = max(self._worst, float((error_N / power_N.clamp(min=_SMALLEST)).max()))
 
     def of_layer(self, layer: int) -> LayerTally:
         """The sums so far."""
+        weighted_error, weighted_rows = self._weighted or (None, None)
         return LayerTally(
-            layer=layer, squared_error=self._error, squared_rows=self._power, max_relative_error=self._worst
+            layer=layer,
+            squared_error=self._error,
+            squared_rows=self._power,
+            max_relative_error=self._worst,
+            weighted_error=weighted_error,
+            weighted_rows=weighted_rows,
         )

@@ -10,7 +10,8 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 
 
 def table_spec(plan: Plan) -> TableSpec:
-    """The table that a plan writes."""
+    """The table that a plan with final ranks writes."""
+    assert plan.allocated, "ranks are not known before pass 1"
     return TableSpec(
         plan_hash=plan.plan_hash,
         model_fingerprint=plan.fingerprint,
@@ -20,7 +21,13 @@ def table_spec(plan: Plan) -> TableSpec:
         shard_rows=plan.shard_rows,
         full_rank=plan.full_rank,
         bands=tuple(
-            BandSpec(index=band.index, layers=band.layers, ranks=band.ranks, dtype=DTYPES[plan.codes])
+            BandSpec(
+                index=band.index,
+                layers=band.layers,
+                ranks=band.ranks,
+                dtype=DTYPES[plan.codes],
+                whole_layers=tuple(layer for layer in band.layers if plan.is_whole(layer) and not plan.full_rank),
+            )
             for band in plan.bands
         ),
         dropped_layers=plan.dropped_layers,
