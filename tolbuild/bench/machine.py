@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "ray", "zarr", "obstore")
+PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "ray", "zarr", "obstore", "s3fs")
 
 
 def describe(device: torch.device, seed: int) -> dict[str, object]:
