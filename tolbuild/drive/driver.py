@@ -17,14 +17,16 @@ from tolbuild.build import Worker, WorkOrder
 from tolbuild.build_config import BuildConfig
 from tolbuild.checkpoint import open_checkpoint
 from tolbuild.drive.commit import commit, remove_partials
-from tolbuild.drive.place import State, examine
-from tolbuild.drive.pool import Pool, ThreadPool, closing, run_schedule
-from tolbuild.drive.progress import Progress
+from tolbuild.drive.owner import Claim, claimed
+from tolbuild.drive.place import State, examine, find_complete
+from tolbuild.drive.pool import Event, Pool, ThreadPool, closing, run_schedule
+from tolbuild.drive.progress import Progress, say
 from tolbuild.drive.schedule import Schedule
 from tolbuild.drive.summary import describe_plan, summarise
 from tolbuild.plan import Plan, make_plan
 from tolbuild.table.manifest import Manifest
-from tolbuild.table.store import Credentials, open_store
+from tolbuild.table.publish import probe_conditional_put
+from tolbuild.table.store import Credentials, Store, open_store
 
 OpenPool = Callable[[BuildConfig, WorkOrder], AbstractContextManager[Pool]]
 
@@ -60,16 +62,16 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
 
     Raises:
         ValueError: options that fit no table of this checkpoint.
-        TableConflictError: another table is at the place.
+        TableConflictError: another table is at the place, or another process took the build over.
         ToLError: checkpoint or store failed; what was finished stays, and the same call goes on from there.
     """
     began = time.perf_counter()
     credentials = Credentials.from_environment()
     checkpoint = open_checkpoint(config.checkpoint, credentials=credentials)
     plan = make_plan(config, checkpoint.config, checkpoint.fingerprint)
-    spools = plan.needs_sums and (config.rows == "spool" or (config.rows == "auto" and not _on_gpu(config)))
     if config.dry_run:
-        return BuildResult(plan=plan, manifest=None, published=False, text=describe_plan(plan, spools=spools))
+        text = describe_plan(plan, spools=_spools(config, plan))
+        return BuildResult(plan=plan, manifest=None, published=False, text=text)
     order = WorkOrder(
         plan=plan,
         checkpoint=absolute(config.checkpoint),
@@ -83,26 +85,57 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
     )
     store = open_store(order.table, credentials)
     try:
-        state = examine(store, plan, new_version=config.new_version)
-        if state.complete is not None:
+        complete = find_complete(store, plan)
+        if complete is not None:
             remove_partials(store, plan)
-            version = state.complete.version
-            text = f"already complete: {store.url} version {version} is this checkpoint with these options"
-            return BuildResult(plan=plan, manifest=state.complete, published=False, text=text)
-        opened = time.perf_counter()
-        progress = Progress(plan, Schedule(plan, state.done).total, spools=spools)
-        _run_cells(order, state, open_pool(config, order), progress)
-        ran = time.perf_counter()
-        manifest = commit(store, plan, state)
-        ended = time.perf_counter()
+            return _already_there(plan, complete, store.url)
+        if not config.single_writer:
+            probe_conditional_put(store)
+        with claimed(store, plan.plan_hash, task="python -m tolbuild.run", say=say, beside=config.new_version) as claim:
+            assert claim is not None, "a claim that waits is had in the end"
+            return _build(store, config, order, claim, open_pool, began)
     finally:
         store.close()
+
+
+def _build(
+    store: Store, config: BuildConfig, order: WorkOrder, claim: Claim, open_pool: OpenPool, began: float
+) -> BuildResult:
+    """Build a plan that is owned by this process."""
+    plan = order.plan
+    state = examine(store, plan, new_version=config.new_version)
+    if state.complete is not None:
+        return _already_there(plan, state.complete, store.url)
+    opened = time.perf_counter()
+    progress = Progress(plan, Schedule(plan, state.done).total, spools=_spools(config, plan))
+    _run_cells(order, state, open_pool(config, order), progress, claim)
+    ran = time.perf_counter()
+    claim.confirm()
+    committed = commit(store, plan, state, single_writer=config.single_writer)
+    if not committed.by_us:
+        return _already_there(plan, committed.manifest, store.url)
+    ended = time.perf_counter()
     seconds = {"open": opened - began, "cells": ran - opened, "commit": ended - ran} | dict(progress.seconds)
-    text = summarise(plan, manifest, store.url, seconds=seconds, num_resumed=len(state.done))
-    return BuildResult(plan=plan, manifest=manifest, published=True, seconds=seconds, text=text)
+    text = summarise(plan, committed.manifest, store.url, seconds=seconds, num_resumed=len(state.done))
+    return BuildResult(plan=plan, manifest=committed.manifest, published=True, seconds=seconds, text=text)
 
 
-def _run_cells(order: WorkOrder, state: State, opened: AbstractContextManager[Pool], progress: Progress) -> None:
+def _already_there(plan: Plan, manifest: Manifest, url: str) -> BuildResult:
+    text = f"already complete: {url} version {manifest.version} is this checkpoint with these options"
+    return BuildResult(plan=plan, manifest=manifest, published=False, text=text)
+
+
+def _spools(config: BuildConfig, plan: Plan) -> bool:
+    return plan.needs_sums and (config.rows == "spool" or (config.rows == "auto" and not _on_gpu(config)))
+
+
+def _run_cells(
+    order: WorkOrder, state: State, opened: AbstractContextManager[Pool], progress: Progress, claim: Claim
+) -> None:
+    def on_event(event: Event) -> None:
+        claim.check()
+        progress.event(event)
+
     schedule = Schedule(order.plan, state.done)
     if state.earlier is not None:
         progress.say(f"version {state.earlier.version} is this checkpoint with these options: publishing it again")
@@ -114,7 +147,7 @@ def _run_cells(order: WorkOrder, state: State, opened: AbstractContextManager[Po
     try:
         with opened as pool:
             progress.start(pool)
-            run_schedule(schedule, pool, progress.event)
+            run_schedule(schedule, pool, on_event)
     finally:
         progress.close()
 

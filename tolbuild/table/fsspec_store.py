@@ -150,5 +150,5 @@ class FsspecStore:
 
 def _modified(info: dict[str, Any]) -> float:
     """Unix time of an object's last change; 0 where the filesystem does not say."""
-    when = info.get("created")
-    return when.timestamp() if isinstance(when, datetime) else 0.0
+    when = info.get("created", 0.0)
+    return when.timestamp() if isinstance(when, datetime) else float(when)
