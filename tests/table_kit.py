@@ -64,7 +64,13 @@ def table_spec(
 
 
 def write_table(
-    store: Store, spec: TableSpec, *, version: int = 1, seed: int = 0, zero_rows: slice | None = None
+    store: Store,
+    spec: TableSpec,
+    *,
+    version: int = 1,
+    seed: int = 0,
+    zero_rows: slice | None = None,
+    single_writer: bool = False,
 ) -> Made:
     """Random codes for every shard, random bases, published. `zero_rows` are zeros in every band."""
     rng = np.random.default_rng(seed)
@@ -79,7 +85,7 @@ def write_table(
                 for layer in band.layers
             ]
             write_shard(store, spec, band.index, shard, part, tallies)
-    manifest = publish(store, finish_table(store, spec, fitted, version=version))
+    manifest = publish(store, finish_table(store, spec, fitted, version=version), single_writer=single_writer)
     rows_VLD = np.zeros((spec.vocab_size, spec.num_layers, spec.hidden_size))
     for band in spec.bands:
         start = 0

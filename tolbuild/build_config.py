@@ -58,6 +58,8 @@ class BuildConfig:
     """Build in this one process, a thread a worker, without a Ray cluster."""
     new_version: bool = False
     """Publish as the next version where a table of other options or another checkpoint stands."""
+    single_writer: bool = False
+    """Nobody else writes at the place: build on a store that ignores the condition of a conditional put, too."""
     dry_run: bool = False
     """Print the plan (cells, arithmetic, bytes, memory a worker) and stop."""
     rows: Literal["auto", "spool", "recompute"] = "auto"

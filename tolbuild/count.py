@@ -54,10 +54,10 @@ class CountConfig:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count and write; 0 when done, 1 with the reason on standard error."""
-    import tyro
+    from tolbuild.cli import parse
 
     try:
-        config = tyro.cli(CountConfig, prog="python -m tolbuild.count", description=__doc__, args=arguments)
+        config = parse(CountConfig, module="tolbuild.count", doc=__doc__, arguments=arguments)
         checkpoint = open_checkpoint(config.checkpoint)
         counts_V = count(checkpoint.tokenizer(), read_texts(config.data), checkpoint.config.vocab_size)
         save(config.out, counts_V, config.add)

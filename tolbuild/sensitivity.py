@@ -75,10 +75,10 @@ class SensitivityConfig:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write; 0 when done, 1 with the reason on standard error."""
-    import tyro
+    from tolbuild.cli import parse
 
     try:
-        config = tyro.cli(SensitivityConfig, prog="python -m tolbuild.sensitivity", description=__doc__, args=arguments)
+        config = parse(SensitivityConfig, module="tolbuild.sensitivity", doc=__doc__, arguments=arguments)
         checkpoint = open_checkpoint(config.checkpoint)
         ids_N = first_ids(checkpoint.tokenizer(), read_texts(config.data), config.limit)
         length = config.sequence_length or checkpoint.config.max_position_embeddings

@@ -22,10 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from tolbuild.checkpoint.header import ITEM_BYTES
 from tolbuild.checkpoint.synthetic import FORMAT_DTYPES, write_synthetic
+from tolbuild.cli import parse
 from tolbuild.config import Kind, ModelConfig
 from tolbuild.table.errors import ToLError
 
@@ -125,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write the checkpoint; 0 when it is there, 1 with the reason on standard error."""
     began = time.perf_counter()
     try:
-        config = tyro.cli(SynthesizeConfig, prog="python -m tolbuild.synthesize", description=__doc__, args=arguments)
+        config = parse(SynthesizeConfig, module="tolbuild.synthesize", doc=__doc__, arguments=arguments)
         num_bytes = write_synthetic(config.out, config.model_config(), seed=config.seed)
     except (ValueError, ToLError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from tolbuild.drive.place import State
+from tolbuild.drive.place import State, find_complete
 from tolbuild.grid import FitCell, PartialCell
 from tolbuild.plan import Plan
-from tolbuild.table.errors import TableCorruptError
+from tolbuild.table.errors import TableConflictError, TableCorruptError
 from tolbuild.table.manifest import Manifest
-from tolbuild.table.publish import publish
+from tolbuild.table.publish import publish, read_manifest
 from tolbuild.table.receipts import in_parallel
 from tolbuild.table.store import Store
 from tolbuild.table.writer import LayerArrays, finish_table
@@ -22,17 +22,32 @@ from tolbuild.worker.ranks import cut_fit
 from tolbuild.worker.table_spec import table_spec
 
 
-def commit(store: Store, plan: Plan, state: State) -> Manifest:
-    """Publish a plan whose cells are all done, under the number that `examine` found free.
+@dataclass(frozen=True)
+class Committed:
+    """The version that holds a plan at the end of a build, and whether this build published it."""
+
+    manifest: Manifest
+    by_us: bool
+
+
+def commit(store: Store, plan: Plan, state: State, *, single_writer: bool) -> Committed:
+    """Publish a plan whose cells are all done, under the number that `examine` found free or, taken meanwhile, a later.
+
+    Args:
+        single_writer: see `publish`.
 
     Returns:
-        The manifest as published. An earlier version of the same plan is published again as it is.
+        The version that holds the plan: another's where one has published it meanwhile, else ours. An earlier version
+        of the same plan is published again as it is.
 
     Raises:
-        TableConflictError: another writer took the number.
         TableCorruptError: a result is missing or damaged; running again makes it anew.
         StoreError: the store failed.
     """
+    complete = find_complete(store, plan)
+    if complete is not None:
+        remove_partials(store, plan)
+        return Committed(complete, by_us=False)
     if state.earlier is not None:
         manifest = replace(state.earlier, version=state.next_version)
     else:
@@ -41,9 +56,24 @@ def commit(store: Store, plan: Plan, state: State) -> Manifest:
         arrays = in_parallel(lambda cell: _fitted(store, plan, cell), cells)
         fitted = {cell.layer: layer_arrays for cell, layer_arrays in zip(cells, arrays, strict=True)}
         manifest = finish_table(store, table_spec(plan), fitted, version=state.next_version)
-    published = publish(store, manifest)
+    committed = _publish(store, plan, manifest, single_writer=single_writer)
     remove_partials(store, plan)
-    return published
+    return committed
+
+
+def _publish(store: Store, plan: Plan, manifest: Manifest, *, single_writer: bool) -> Committed:
+    """Publish under the first number that nobody takes, looking at what took one before the next is tried.
+
+    What is published while a build runs is of its own plan, or of a build that asked to stand beside others.
+    """
+    while True:
+        try:
+            return Committed(publish(store, manifest, single_writer=single_writer), by_us=True)
+        except TableConflictError:
+            latest = read_manifest(store)
+            if latest.plan_hash == plan.plan_hash:
+                return Committed(latest, by_us=False)
+            manifest = replace(manifest, version=latest.version + 1)
 
 
 def remove_partials(store: Store, plan: Plan) -> None:

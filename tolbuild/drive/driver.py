@@ -18,16 +18,18 @@ from tolbuild.build_config import BuildConfig
 from tolbuild.checkpoint import open_checkpoint
 from tolbuild.drive.commit import commit, remove_partials
 from tolbuild.drive.known import look, with_ranks_of
-from tolbuild.drive.place import State, examine
-from tolbuild.drive.pool import Pool, ThreadPool, closing, run_schedule
-from tolbuild.drive.progress import Progress
+from tolbuild.drive.owner import Claim, claimed
+from tolbuild.drive.place import State, examine, find_complete
+from tolbuild.drive.pool import Event, Pool, ThreadPool, closing, run_schedule
+from tolbuild.drive.progress import Progress, say
 from tolbuild.drive.schedule import Schedule
 from tolbuild.drive.summary import describe_plan, summarise
 from tolbuild.plan import Plan, make_plan
 from tolbuild.table.manifest import Manifest
+from tolbuild.table.publish import probe_conditional_put
 from tolbuild.table.stats import LayerEnergy, table_energies
-from tolbuild.table.store import Credentials, open_store
-from tolbuild.weighting import load_weighting
+from tolbuild.table.store import Credentials, Store, open_store
+from tolbuild.weighting import Weighting, load_weighting
 from tolbuild.worker.partials import pack, weights_key
 
 OpenPool = Callable[[BuildConfig, WorkOrder], AbstractContextManager[Pool]]
@@ -64,7 +66,7 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
 
     Raises:
         ValueError: options that fit no table of this checkpoint.
-        TableConflictError: another table is at the place.
+        TableConflictError: another table is at the place, or another process took the build over.
         ToLError: checkpoint or store failed; what was finished stays, and the same call goes on from there.
     """
     began = time.perf_counter()
@@ -74,29 +76,50 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
         config, checkpoint.config.vocab_size, checkpoint.config.num_hidden_layers, checkpoint.fingerprint
     )
     plan = make_plan(config, checkpoint.config, checkpoint.fingerprint, weighting)
-    spools = plan.needs_sums and (config.rows == "spool" or (config.rows == "auto" and not _on_gpu(config)))
     if config.dry_run:
-        return _dry_run(plan, absolute(config.table), credentials, spools=spools)
+        return _dry_run(plan, absolute(config.table), credentials, spools=_spools(config, plan))
     order = _order(config, plan, credentials)
     store = open_store(order.table, credentials)
     try:
-        state = examine(store, plan, new_version=config.new_version)
-        if state.complete is not None:
+        complete = find_complete(store, plan)
+        if complete is not None:
             remove_partials(store, plan)
-            version = state.complete.version
-            text = f"already complete: {store.url} version {version} is this checkpoint with these options"
-            return BuildResult(plan=plan, manifest=state.complete, published=False, text=text)
-        if weighting.token_weights_V is not None:
-            store.write(weights_key(plan), pack({"weights": torch.from_numpy(weighting.token_weights_V)}))
-        opened = time.perf_counter()
-        progress = Progress(plan, Schedule(plan, state.done).total, spools=spools)
-        _run_cells(order, state, open_pool(config, order), progress)
-        ran = time.perf_counter()
-        manifest = commit(store, plan, state)
-        ended = time.perf_counter()
-        plan, energies = with_ranks_of(plan, manifest), table_energies(store, manifest)
+            return _already_there(plan, complete, store.url)
+        if not config.single_writer:
+            probe_conditional_put(store)
+        with claimed(store, plan.plan_hash, task="python -m tolbuild.run", say=say, beside=config.new_version) as claim:
+            assert claim is not None, "a claim that waits is had in the end"
+            return _build(store, config, order, weighting, claim, open_pool, began)
     finally:
         store.close()
+
+
+def _build(
+    store: Store,
+    config: BuildConfig,
+    order: WorkOrder,
+    weighting: Weighting,
+    claim: Claim,
+    open_pool: OpenPool,
+    began: float,
+) -> BuildResult:
+    """Build a plan that is owned by this process."""
+    plan = order.plan
+    state = examine(store, plan, new_version=config.new_version)
+    if state.complete is not None:
+        return _already_there(plan, state.complete, store.url)
+    if weighting.token_weights_V is not None:
+        store.write(weights_key(plan), pack({"weights": torch.from_numpy(weighting.token_weights_V)}))
+    opened = time.perf_counter()
+    progress = Progress(plan, Schedule(plan, state.done).total, spools=_spools(config, plan))
+    _run_cells(order, state, open_pool(config, order), progress, claim)
+    ran = time.perf_counter()
+    claim.confirm()
+    committed = commit(store, plan, state, single_writer=config.single_writer)
+    if not committed.by_us:
+        return _already_there(plan, committed.manifest, store.url)
+    manifest, ended = committed.manifest, time.perf_counter()
+    plan, energies = with_ranks_of(plan, manifest), table_energies(store, manifest)
     seconds = {"open": opened - began, "cells": ran - opened, "commit": ended - ran} | dict(progress.seconds)
     text = summarise(plan, manifest, store.url, energies, seconds=seconds, num_resumed=len(state.done))
     return BuildResult(plan=plan, manifest=manifest, published=True, seconds=seconds, text=text)
@@ -128,7 +151,22 @@ def _order(config: BuildConfig, plan: Plan, credentials: Credentials | None) -> 
     )
 
 
-def _run_cells(order: WorkOrder, state: State, opened: AbstractContextManager[Pool], progress: Progress) -> None:
+def _already_there(plan: Plan, manifest: Manifest, url: str) -> BuildResult:
+    text = f"already complete: {url} version {manifest.version} is this checkpoint with these options"
+    return BuildResult(plan=plan, manifest=manifest, published=False, text=text)
+
+
+def _spools(config: BuildConfig, plan: Plan) -> bool:
+    return plan.needs_sums and (config.rows == "spool" or (config.rows == "auto" and not _on_gpu(config)))
+
+
+def _run_cells(
+    order: WorkOrder, state: State, opened: AbstractContextManager[Pool], progress: Progress, claim: Claim
+) -> None:
+    def on_event(event: Event) -> None:
+        claim.check()
+        progress.event(event)
+
     schedule = Schedule(order.plan, state.done)
     if state.earlier is not None:
         progress.say(f"version {state.earlier.version} is this checkpoint with these options: publishing it again")
@@ -140,7 +178,7 @@ def _run_cells(order: WorkOrder, state: State, opened: AbstractContextManager[Po
     try:
         with opened as pool:
             progress.start(pool)
-            run_schedule(schedule, pool, progress.event)
+            run_schedule(schedule, pool, on_event)
     finally:
         progress.close()
 

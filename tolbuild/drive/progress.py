@@ -95,6 +95,11 @@ class Progress:
         self.seconds["transfer"] += report.transfer_s
 
 
+def say(text: str) -> None:
+    """A line before there is any progress to show."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def _rich_bar(stream: TextIO, work: float) -> tuple[Any, Any]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn

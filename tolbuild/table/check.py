@@ -13,7 +13,7 @@ from tolbuild.table import crc32c
 from tolbuild.table.errors import FormatError, StoreError, TableCorruptError
 from tolbuild.table.layout import ShardedLayout
 from tolbuild.table.manifest import Manifest, ObjectSum, manifest_key
-from tolbuild.table.publish import list_versions, read_manifest
+from tolbuild.table.publish import PROBES, list_versions, read_manifest
 from tolbuild.table.reader import read_array
 from tolbuild.table.receipts import ShardReceipt, in_parallel
 from tolbuild.table.store import Store
@@ -134,8 +134,8 @@ def _sort_others(
     for key in others:
         top, _, rest = key.partition("/")
         plan_hash = rest.partition("/")[0]
-        if top == "_build":
-            unfinished.setdefault("_build", []).append(key)
+        if top in ("_build", PROBES):
+            unfinished.setdefault(top, []).append(key)
         elif top not in ("arrays", "receipts") or "/" not in rest:
             found.fault(key, "unexpected: does not belong to a table")
         elif plan_hash in published:
@@ -145,7 +145,7 @@ def _sort_others(
     for name, keys in unfinished.items():
         size = sum(there[key] for key in keys)
         found.notes.append(f"{len(keys)} objects ({size:,} bytes) of a build that is not published: {name}")
-        if name != "_build":
+        if name not in ("_build", PROBES):
             _expect_unpublished(store, name, keys, expected, found)
 
 
