@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolbuild.table import crc32c, documents
+from tolbuild.table.arrays import ObjectSum
 from tolbuild.table.errors import FormatError, ObjectNotFoundError, TableCorruptError
-from tolbuild.table.manifest import ObjectSum
 from tolbuild.table.plain import from_plain, to_plain
 from tolbuild.table.store import Store
 

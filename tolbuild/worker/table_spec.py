@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tolbuild.plan import Plan
-from tolbuild.table.writer import BandSpec, TableSpec
+from tolbuild.table.spec import BandSpec, TableSpec
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 """NumPy's names of the types of codes."""
