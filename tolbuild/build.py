@@ -91,7 +91,6 @@ class Worker:
         device = pick_device(order.device)
         self._stop = threading.Event()
         self._store = open_store(order.table, order.credentials)
-        self._spec = table_spec(plan)
         spools = plan.needs_sums and (order.rows == "spool" or (order.rows == "auto" and device.type == "cpu"))
         self._spool = Spool(order.spool_dir, order.run, order.spool_bytes if spools else 0)
         widest_band = max(len(band.layers) for band in plan.bands)
@@ -185,16 +184,18 @@ class Worker:
 
         with self._lane() as buffer_ND:
             began = time.perf_counter()
-            codes_NC, errors = shard_codes(self._source, self._spool, self._fits, cell, embedding_ND, buffer_ND)
+            spec = table_spec(plan, {layer: self._fits(layer) for layer in plan.bands[cell.band].layers})
+            band = spec.bands[cell.band]
+            codes_NI, errors = shard_codes(self._source, self._spool, self._fits, cell, band, embedding_ND, buffer_ND)
             computed = time.perf_counter()
-        receipt = write_shard(self._store, self._spec, cell.band, cell.shard, codes_NC, errors)
-        for layer in plan.bands[cell.band].layers:
+        receipt = write_shard(self._store, spec, cell.band, cell.shard, codes_NI, errors)
+        for layer in band.layers:
             for piece in span.steps(plan.chunk_rows):
                 self._spool.drop(layer, piece.start)
         return CellReport(
             cell=cell,
             worker=worker,
-            num_rows=len(span) * len(plan.bands[cell.band].layers),
+            num_rows=len(span) * len(band.layers),
             compute_s=computed - began,
             transfer_s=read_s + time.perf_counter() - computed,
             written_bytes=receipt.codes.size,

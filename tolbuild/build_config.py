@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Codes = Literal["fp32", "fp16", "int8"]
+Codes = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 Rank = Literal["full"] | int
 
 BLOCK_ROWS = 64
 """Token ids in a block, the unit that shards are made of."""
 
-CODE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+CODE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
     """One build: which checkpoint, where the table goes, what is stored and who works.
 
-    Only `rank`, `codes`, `layers_per_band`, `shard_rows` and `drop_layers` change the table's bytes; the others change
-    who computes them and how fast.
+    Only `rank`, `codes`, `row_scales`, `layout`, `layers_per_band`, `shard_rows` and `drop_layers` change the table's
+    bytes; the others change who computes them and how fast.
 
     Raises:
         ValueError: a value that no build can have, with the value and what it may be.
@@ -33,7 +33,12 @@ class BuildConfig:
     rank: Rank = "full"
     """full keeps the rows as they are; N keeps N principal components of every layer's rows (at most the width)."""
     codes: Codes = "fp16"
-    """Stored type. int8 has one scale a component, fitted by error on a fixed sample of tokens."""
+    """Stored type. Integers have a scale a component, fitted by error on a fixed sample of tokens."""
+    row_scales: Literal["auto", "never"] = "auto"
+    """Whether integer codes have a scale a token too, 2 bytes of its row: auto keeps one in the layers where it lowers
+    the sample's error by more than as many bits of finer codes would."""
+    layout: Literal["zarr", "parquet"] = "zarr"
+    """Files of the codes; any reader of the format opens them, and both are read by address."""
     layers_per_band: int = 4
     """Consecutive layers stored together: one range read a band fetches them all for a token."""
     shard_rows: int = 4096

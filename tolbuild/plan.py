@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from tolbuild.build_config import BLOCK_ROWS, BuildConfig, Codes
+from tolbuild.build_config import BLOCK_ROWS, CODE_BYTES, BuildConfig, Codes
 from tolbuild.compress.allocate import allocate_ranks
 from tolbuild.config import ModelConfig
 from tolbuild.rows import chunk_rows
+from tolbuild.table.parquet import MAX_PAGE_BYTES
 
 RECIPE = 1
 """Raised whenever the same options begin to give other bytes; part of every plan hash."""
@@ -118,6 +120,8 @@ class Plan:
     shard_rows: int
     chunk_rows: int
     segments: tuple[RowRange, ...]
+    row_scales: bool = False
+    layout: str = "zarr"
 
     @property
     def options(self) -> dict[str, object]:
@@ -128,6 +132,8 @@ class Plan:
             "layers_per_band": self.layers_per_band,
             "shard_rows": self.shard_rows,
             "drop_layers": list(self.dropped_layers),
+            **({"row_scales": "auto"} if self.row_scales else {}),
+            **({"layout": self.layout} if self.layout != "zarr" else {}),
         }
 
     @property
@@ -146,9 +152,14 @@ class Plan:
         return not self.full_rank
 
     @property
+    def quantised(self) -> bool:
+        """Whether codes are integers, which have scales."""
+        return self.codes in ("int8", "int4")
+
+    @property
     def needs_fit(self) -> bool:
-        """Whether pass 2 waits for something fitted: a basis, or the scales of int8 codes."""
-        return not self.full_rank or self.codes == "int8"
+        """Whether pass 2 waits for something fitted: a basis, or the scales of integer codes."""
+        return not self.full_rank or self.quantised
 
     def rank(self, layer: int) -> int:
         """Columns that one kept layer has."""
@@ -195,7 +206,8 @@ def make_plan(config: BuildConfig, model: ModelConfig, fingerprint: str) -> Plan
         fingerprint: the checkpoint's, over weights and config.
 
     Raises:
-        ValueError: the model has no memory, a rank is above D, or a dropped layer does not exist or all are dropped.
+        ValueError: the model has no memory, a rank is above D, a dropped layer does not exist or all are dropped, or a
+            shard is too large for a Parquet page.
     """
     if not model.has_memory:
         raise ValueError(
@@ -213,6 +225,8 @@ def make_plan(config: BuildConfig, model: ModelConfig, fingerprint: str) -> Plan
         for index, layers in enumerate(_groups(kept, config.layers_per_band))
     )
     plan_hash = _plan_hash(config, fingerprint, dropped, ranks)
+    if config.layout == "parquet":
+        _check_pages(config, bands, model.vocab_size)
     return Plan(
         plan_hash=plan_hash,
         fingerprint=fingerprint,
@@ -228,6 +242,8 @@ def make_plan(config: BuildConfig, model: ModelConfig, fingerprint: str) -> Plan
         shard_rows=config.shard_rows,
         chunk_rows=chunk_rows(config.shard_rows),
         segments=make_segments(model.vocab_size, config.shard_rows),
+        row_scales=_has_row_scales(config),
+        layout=config.layout,
     )
 
 
@@ -237,6 +253,20 @@ def make_segments(vocab_size: int, shard_rows: int) -> tuple[RowRange, ...]:
     count = min(MAX_SEGMENTS, num_shards)
     edges = [num_shards * s // count * shard_rows for s in range(count + 1)]
     return tuple(RowRange(start, min(stop, vocab_size)) for start, stop in pairwise(edges))
+
+
+def _check_pages(config: BuildConfig, bands: tuple[BandPlan, ...], vocab_size: int) -> None:
+    row_bytes = math.ceil(max(band.num_columns for band in bands) * CODE_BYTES[config.codes])
+    fitting = MAX_PAGE_BYTES // row_bytes // BLOCK_ROWS * BLOCK_ROWS
+    if min(config.shard_rows, vocab_size) > fitting:
+        raise ValueError(
+            f"--shard-rows {config.shard_rows} of {row_bytes:,} bytes do not fit into a Parquet page of "
+            f"{MAX_PAGE_BYTES:,} bytes, at most {fitting} do"
+        )
+
+
+def _has_row_scales(config: BuildConfig) -> bool:
+    return config.row_scales == "auto" and config.codes in ("int8", "int4")
 
 
 def _plan_hash(config: BuildConfig, fingerprint: str, dropped: tuple[int, ...], ranks: tuple[int, ...]) -> str:
@@ -251,6 +281,8 @@ def _plan_hash(config: BuildConfig, fingerprint: str, dropped: tuple[int, ...], 
         "layers_per_band": config.layers_per_band,
         "shard_rows": config.shard_rows,
         "dropped_layers": dropped,
+        **({"row_scales": True} if _has_row_scales(config) else {}),
+        **({"layout": config.layout} if config.layout != "zarr" else {}),
     }
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]
 

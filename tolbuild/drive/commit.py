@@ -34,9 +34,10 @@ def commit(store: Store, plan: Plan, state: State) -> Manifest:
         manifest = replace(state.earlier, version=state.next_version)
     else:
         cells = plan.fit_cells()
-        arrays = in_parallel(lambda cell: _fitted(store, plan, cell), cells)
-        fitted = {cell.layer: layer_arrays for cell, layer_arrays in zip(cells, arrays, strict=True)}
-        manifest = finish_table(store, table_spec(plan), fitted, version=state.next_version)
+        loaded = in_parallel(lambda cell: _fitted(store, plan, cell), cells)
+        fits = {cell.layer: fit for cell, fit in zip(cells, loaded, strict=True)}
+        arrays = {layer: _arrays(fit) for layer, fit in fits.items()}
+        manifest = finish_table(store, table_spec(plan, fits), arrays, version=state.next_version)
     published = publish(store, manifest)
     remove_partials(store, plan)
     return published
@@ -47,14 +48,18 @@ def remove_partials(store: Store, plan: Plan) -> None:
     in_parallel(store.delete, [info.key for info in store.list(build_prefix(plan))])
 
 
-def _fitted(store: Store, plan: Plan, cell: FitCell) -> LayerArrays:
+def _fitted(store: Store, plan: Plan, cell: FitCell) -> LayerFit:
     key = partial_key(plan, cell)
     try:
         tensors = unpack(store.read(key), key)
     except TableCorruptError as error:
         store.delete(key)
         raise TableCorruptError(f"{error}; it is deleted, and the same command makes it anew", [key]) from error
-    fit = LayerFit.from_tensors(tensors, torch.device("cpu"))
+    return LayerFit.from_tensors(tensors, torch.device("cpu"))
+
+
+def _arrays(fit: LayerFit) -> LayerArrays:
+    """What of a fit the table holds."""
     if fit.basis is None or fit.decoder_RD is None:
         return LayerArrays(scale_D=None if fit.scale_C is None else fit.scale_C.numpy())
     return LayerArrays(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tolbuild.build import IN_FLIGHT
 from tolbuild.build_config import CODE_BYTES
 from tolbuild.plan import READ_ROWS, BandPlan, Cell, FitCell, Plan, SumCell
+from tolbuild.table.coding import SCALE_BYTES
+from tolbuild.table.parquet import ParquetLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +60,9 @@ def estimate(plan: Plan, *, spools: bool) -> Estimate:
 
 
 def row_bytes(plan: Plan, band: BandPlan) -> int:
-    """Bytes of one token in a band."""
-    return band.num_columns * CODE_BYTES[plan.codes]
+    """Bytes of one token in a band, every layer counted with a token's scale where it may have one."""
+    codes = sum(math.ceil(rank * CODE_BYTES[plan.codes]) for rank in band.ranks)
+    return codes + (SCALE_BYTES * len(band.layers) if plan.row_scales else 0)
 
 
 def cell_weight(plan: Plan, cell: Cell, *, spools: bool) -> float:
@@ -84,7 +88,7 @@ def _side_bytes(plan: Plan) -> int:
     checksums = 4 * plan.vocab_size * len(plan.bands)
     if not plan.full_rank:
         return checksums + sum(4 * plan.hidden_size * (1 + plan.rank(layer)) for layer in plan.kept_layers)
-    return checksums + (4 * plan.hidden_size * len(plan.kept_layers) if plan.codes == "int8" else 0)
+    return checksums + (4 * plan.hidden_size * len(plan.kept_layers) if plan.quantised else 0)
 
 
 def _partial_bytes(plan: Plan) -> int:
@@ -95,7 +99,7 @@ def _partial_bytes(plan: Plan) -> int:
         return 4 * width * layers
     sums = len(plan.segments) * (4 * width * (width + 1) + 8 * width)
     fits = sum(4 * width * (1 + plan.rank(layer)) + 8 * width for layer in plan.kept_layers)
-    samples = 4 * width * min(4096, plan.vocab_size) if plan.codes == "int8" else 0
+    samples = 4 * width * min(4096, plan.vocab_size) if plan.quantised else 0
     return layers * (sums + samples) + fits
 
 
@@ -109,7 +113,8 @@ def _worker_bytes(plan: Plan, *, spools: bool) -> int:
     gram = 8 * 3 * width * width + 8 * chunk * width
     pass_1 = network + activations + embedding + gram if plan.needs_sums else 0
     decoders = 0 if plan.full_rank else 4 * 2 * width * widest.num_columns
-    held_codes = IN_FLIGHT * 2 * plan.shard_rows * row_bytes(plan, widest)
+    shards_held = IN_FLIGHT * 2 + (2 if plan.layout == ParquetLayout.format else 0)
+    held_codes = shards_held * plan.shard_rows * row_bytes(plan, widest)
     pass_2 = decoders + held_codes + 4 * 3 * chunk * width
     if not (plan.needs_sums and spools):
         pass_2 += network * len(widest.layers) + activations + IN_FLIGHT * 4 * plan.shard_rows * width

@@ -12,6 +12,9 @@ from tolbuild.table.receipts import finished_shards
 from tolbuild.table.store import Store
 from tolbuild.worker.partials import build_prefix
 
+_DEFAULTS = {"row_scales": "never", "layout": "zarr"}
+"""Options that manifests name only where they are something else."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class State:
@@ -61,8 +64,11 @@ def _difference(store: Store, plan: Plan, latest: Manifest) -> str:
     if latest.model_fingerprint != plan.fingerprint:
         why = f"is of another checkpoint ({latest.model_fingerprint[:12]}..., not {plan.fingerprint[:12]}...)"
     else:
-        pairs = [(name, latest.options.get(name), value) for name, value in plan.options.items()]
-        differing = [f"{name} {there}, not {value}" for name, there, value in pairs if there != value]
+        there = _DEFAULTS | latest.options
+        here = plan.options | {name: value for name, value in _DEFAULTS.items() if name not in plan.options}
+        if there.get("codes") != here["codes"]:
+            del here["row_scales"]
+        differing = [f"{name} {there.get(name)}, not {here[name]}" for name in here if there.get(name) != here[name]]
         why = f"has other options ({'; '.join(differing) or 'made by another version of this program'})"
     return (
         f"{store.url} version {latest.version} {why}; give another --table, or --new-version to publish this one as "

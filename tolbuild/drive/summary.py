@@ -83,10 +83,11 @@ def _worker_seconds(seconds: Mapping[str, float]) -> str:
 
 
 def _codes(plan: Plan) -> str:
+    codes = f"{plan.codes} ({plan.layout})" if plan.layout != "zarr" else plan.codes
     if plan.full_rank:
-        return f"{plan.codes} at full rank"
+        return f"{codes} at full rank"
     ranks = {rank for band in plan.bands for rank in band.ranks}
-    return f"{plan.codes} at rank {'/'.join(map(str, sorted(ranks)))} of {plan.hidden_size}"
+    return f"{codes} at rank {'/'.join(map(str, sorted(ranks)))} of {plan.hidden_size}"
 
 
 def _cells(plan: Plan) -> str:

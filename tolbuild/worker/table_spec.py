@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tolbuild.plan import Plan
 from tolbuild.table.spec import BandSpec, TableSpec
+from tolbuild.worker.encode import LayerFit
 
-DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
-"""NumPy's names of the types of codes."""
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8", "int4": "int4"}
+"""The table's names of the types of codes."""
 
 
-def table_spec(plan: Plan) -> TableSpec:
-    """The table that a plan writes."""
+def table_spec(plan: Plan, fits: Mapping[int, LayerFit]) -> TableSpec:
+    """The table that a plan writes.
+
+    Args:
+        fits: by layer; those of a band are needed for its layout.
+    """
+    by_token = {layer for layer, fit in fits.items() if fit.by_token}
     return TableSpec(
         plan_hash=plan.plan_hash,
         model_fingerprint=plan.fingerprint,
@@ -20,9 +28,16 @@ def table_spec(plan: Plan) -> TableSpec:
         shard_rows=plan.shard_rows,
         full_rank=plan.full_rank,
         bands=tuple(
-            BandSpec(index=band.index, layers=band.layers, ranks=band.ranks, dtype=DTYPES[plan.codes])
+            BandSpec(
+                index=band.index,
+                layers=band.layers,
+                ranks=band.ranks,
+                dtype=DTYPES[plan.codes],
+                token_scaled=tuple(layer for layer in band.layers if layer in by_token),
+            )
             for band in plan.bands
         ),
         dropped_layers=plan.dropped_layers,
         options=plan.options,
+        format=plan.layout,
     )
