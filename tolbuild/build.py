@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from tolbuild.checkpoint import open_checkpoint
-from tolbuild.grid import Cell, FitCell, PartialCell, RanksCell, ShardCell, SumCell
+from tolbuild.grid import Cell, FitCell, PartialCell, RanksCell, ScaleCell, ShardCell, SumCell
 from tolbuild.plan import Plan
 from tolbuild.table.errors import ObjectNotFoundError, TableCorruptError
 from tolbuild.table.store import Credentials, open_store
 from tolbuild.table.writer import write_shard
 from tolbuild.worker.cache import Cache
-from tolbuild.worker.cells import fit_layer, shard_codes, sum_segment
+from tolbuild.worker.cells import fit_codes, fit_layer, shard_codes, sum_segment
 from tolbuild.worker.encode import LayerFit
 from tolbuild.worker.partials import pack, partial_key, unpack, weights_key
 from tolbuild.worker.ranks import choose_ranks, cut_fit
@@ -158,7 +158,7 @@ class Worker:
             spooled_bytes=spooled,
         )
 
-    def _run_partial(self, cell: FitCell | RanksCell, worker: str) -> CellReport:
+    def _run_partial(self, cell: FitCell | RanksCell | ScaleCell, worker: str) -> CellReport:
         with self._lane() as buffer_ND:
             began = time.perf_counter()
             result = self._make(cell, buffer_ND)
@@ -180,6 +180,9 @@ class Worker:
             return choose_ranks(self._plan, lambda layer: self._partial(FitCell(layer), buffer_ND))
         count = len(self._plan.segments) if self._plan.needs_sums else 0
         parts = [self._partial(SumCell(cell.layer, segment), buffer_ND) for segment in range(count)]
+        if isinstance(cell, ScaleCell):
+            sample_ND = torch.cat([part["sample"] for part in parts]).to(self._source.device)
+            return fit_codes(self._allocated(0), sample_ND, self._fit(cell.layer, buffer_ND).basis)
         return fit_layer(self._source, cell.layer, parts, buffer_ND)
 
     def _run_shard(self, cell: ShardCell, worker: str) -> CellReport:
@@ -195,16 +198,20 @@ class Worker:
 
         with self._lane() as buffer_ND:
             began = time.perf_counter()
-            codes_NC, errors = shard_codes(plan, self._source, self._spool, self._fits, cell, embedding_ND, buffer_ND)
+            layers = plan.bands[cell.band].layers
+            spec = table_spec(plan, [layer for layer in layers if self._fits(layer).by_token])
+            codes_NI, errors = shard_codes(
+                plan, self._source, self._spool, self._fits, cell, spec.bands[cell.band], embedding_ND, buffer_ND
+            )
             computed = time.perf_counter()
-        receipt = write_shard(self._store, table_spec(plan), cell.band, cell.shard, codes_NC, errors)
-        for layer in plan.bands[cell.band].layers:
+        receipt = write_shard(self._store, spec, cell.band, cell.shard, codes_NI, errors)
+        for layer in layers:
             for piece in span.steps(plan.chunk_rows):
                 self._spool.drop(layer, piece.start)
         return CellReport(
             cell=cell,
             worker=worker,
-            num_rows=len(span) * len(plan.bands[cell.band].layers),
+            num_rows=len(span) * len(layers),
             compute_s=computed - began,
             transfer_s=read_s + time.perf_counter() - computed,
             written_bytes=receipt.codes.size,
@@ -236,5 +243,10 @@ class Worker:
     def _load_fit(self, layer: int) -> LayerFit:
         if not self._plan.needs_fit:
             return LayerFit()
-        fitted = cut_fit(self._allocated(0), layer, self._partial(FitCell(layer)))
-        return LayerFit.from_tensors(fitted, self._source.device)
+        scales = self._partial(ScaleCell(layer)) if self._plan.scale_cells() else {}
+        return self._fit(layer, scales=scales)
+
+    def _fit(self, layer: int, buffer_ND: Tensor | None = None, scales: dict[str, Tensor] | None = None) -> LayerFit:
+        """What a fit cell left, cut to the rank that the layer has, with scales that were fitted after it."""
+        fitted = cut_fit(self._allocated(0), layer, self._partial(FitCell(layer), buffer_ND))
+        return LayerFit.from_tensors(fitted | (scales or {}), self._source.device)

@@ -8,21 +8,21 @@ from typing import Literal
 
 from tolbuild.compress.allocate import ByteBudget, RankOption, RankRule, parse_rank
 
-Codes = Literal["fp32", "fp16", "int8"]
+Codes = Literal["fp32", "bf16", "fp16", "int8", "int4"]
 Rank = Literal["full"] | int | str
 
 BLOCK_ROWS = 64
 """Token ids in a block, the unit that shards are made of."""
 
-CODE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+CODE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "int4": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
     """One build: which checkpoint, where the table goes, what is stored and who works.
 
-    Only `rank`, `codes`, `layers_per_band`, `shard_rows`, `drop_layers`, `weights` and `layer_weights` change the
-    table's bytes; the others change who computes them and how fast.
+    Only `rank`, `codes`, `row_scales`, `layout`, `layers_per_band`, `shard_rows`, `drop_layers`, `weights` and
+    `layer_weights` change the table's bytes; the others change who computes them and how fast.
 
     Raises:
         ValueError: a value that no build can have, with the value and what it may be.
@@ -37,7 +37,12 @@ class BuildConfig:
     energy:0.999 the fewest that keep this share of each layer's energy; bytes:2GiB those of all layers that leave the
     least error in a table of this size (bases, means, scales and checksums included)."""
     codes: Codes = "fp16"
-    """Stored type. int8 has one scale a component, fitted by error on a fixed sample of tokens."""
+    """Stored type. Integers have a scale a component, fitted by error on a fixed sample of tokens."""
+    row_scales: Literal["auto", "never"] = "auto"
+    """Whether integer codes have a scale a token too, 2 bytes of its row: auto keeps one in the layers where it lowers
+    the sample's error by more than as many bits of finer codes would."""
+    layout: Literal["zarr", "parquet"] = "zarr"
+    """Files of the codes; any reader of the format opens them, and both are read by address."""
     layers_per_band: int = 4
     """Consecutive layers stored together: one range read a band fetches them all for a token."""
     shard_rows: int = 4096
@@ -89,6 +94,11 @@ class BuildConfig:
     def rank_option(self) -> RankOption | RankRule:
         """What `rank` says."""
         return parse_rank(self.rank)
+
+    @property
+    def scales_rows(self) -> bool:
+        """Whether tokens may have scales."""
+        return self.row_scales == "auto" and self.codes in ("int8", "int4")
 
     def _check_allocation(self) -> None:
         rank = self.rank_option

@@ -1,9 +1,9 @@
 """The vocabulary x layer grid of a build: ranges of token ids, and the cells that a plan is made of.
 
 Pass 1 (only where the rank is cut): a `SumCell` computes one layer's rows of one segment of the vocabulary and adds up
-their sum and Gram matrix; a `FitCell` adds a layer's segments in order and solves for its basis and scales; a
-`RanksCell`, where ranks follow from spectra, gives each layer its rank. Pass 2: a `ShardCell` turns one shard's rows of
-one band into codes.
+their sum and Gram matrix; a `FitCell` adds a layer's segments in order and solves for its basis and scales. Where ranks
+follow from spectra, a `RanksCell` gives each layer its rank, and only then a `ScaleCell` fits a layer's scales. Pass 2:
+a `ShardCell` turns one shard's rows of one band into codes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class SumCell:
 
 @dataclass(frozen=True, order=True)
 class FitCell:
-    """Mean, basis and scales of one layer."""
+    """Mean and basis of one layer, and scales where its rank is given."""
 
     layer: int
 
@@ -68,6 +68,18 @@ class RanksCell:
 
 
 @dataclass(frozen=True, order=True)
+class ScaleCell:
+    """Scales of one layer's integer codes at the rank that the layer was given."""
+
+    layer: int
+
+    @property
+    def name(self) -> str:
+        """Its name in messages and in the key of its scales."""
+        return f"scale-{self.layer:03d}"
+
+
+@dataclass(frozen=True, order=True)
 class ShardCell:
     """Codes of one band for the tokens of one shard: one object of the table and its receipt."""
 
@@ -80,7 +92,7 @@ class ShardCell:
         return f"band-{self.band:03d}-shard-{self.shard:05d}"
 
 
-PartialCell = SumCell | FitCell | RanksCell
+PartialCell = SumCell | FitCell | RanksCell | ScaleCell
 """Cells whose results lie under `_build/` until the commit."""
 
 Cell = PartialCell | ShardCell

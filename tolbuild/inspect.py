@@ -88,7 +88,8 @@ def _bands(manifest: Manifest) -> Iterator[str]:
         parts = ", ".join(part.name for part in (band.transform, band.predictor, band.quantiser))
         shards = band.layout.num_shards
         line = f"  {band.index:>4}  {layers:<13} {codes:<18} {band.row_bytes:>12,} {shards:>8}"
-        yield f"{line} {_size(size):>12}   {parts}"
+        scaled = f", s_token in layers {','.join(map(str, band.token_scaled))}" if band.token_scaled else ""
+        yield f"{line} {_size(size):>12}   {band.codes.format}; {parts}{scaled}"
 
 
 def _layers(manifest: Manifest, energies: Mapping[int, LayerEnergy]) -> Iterator[str]:

@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from tolbuild.build_config import BLOCK_ROWS, BuildConfig, Codes
 from tolbuild.compress.allocate import ByteBudget, Costs, EnergyShare, RankRule, allocate_ranks, rank_bounds
 from tolbuild.config import ModelConfig
-from tolbuild.grid import Cell, FitCell, RanksCell, RowRange, ShardCell, SumCell, make_segments
+from tolbuild.grid import Cell, FitCell, RanksCell, RowRange, ScaleCell, ShardCell, SumCell, make_segments
 from tolbuild.rows import chunk_rows
-from tolbuild.sizes import table_costs
+from tolbuild.sizes import check_pages, layer_bytes, table_costs
+from tolbuild.table.coding import LARGEST_CODE
+from tolbuild.table.parquet import ParquetLayout
 from tolbuild.weighting import UNIFORM, Weighting
 
 RECIPE = 1
@@ -45,8 +47,9 @@ class Plan:
     """The whole grid. Two plans of equal `plan_hash` give the same table bytes on the same kind of hardware.
 
     rule: how ranks follow from the layers' spectra; None where they are given. allocated: whether the bands have their
-    final ranks (else the largest that these can be). weights: digest of the tokens' weights, empty where they are
-    uniform. layer_weights: one a layer of the model; empty where all are 1.
+    final ranks (else the largest that these can be). row_scales: whether tokens may have scales. layout: of the files
+    of codes. weights: digest of the tokens' weights, empty where they are uniform. layer_weights: one a layer of the
+    model; empty where all are 1.
     """
 
     plan_hash: str
@@ -65,6 +68,8 @@ class Plan:
     segments: tuple[RowRange, ...]
     rule: RankRule | None = None
     allocated: bool = True
+    row_scales: bool = False
+    layout: str = "zarr"
     weights: str = ""
     layer_weights: tuple[float, ...] = ()
 
@@ -78,6 +83,8 @@ class Plan:
             "layers_per_band": self.layers_per_band,
             "shard_rows": self.shard_rows,
             "drop_layers": list(self.dropped_layers),
+            **({"row_scales": "auto"} if self.row_scales else {}),
+            **({"layout": self.layout} if self.layout != "zarr" else {}),
             **({"weights": f"counts:{self.weights}"} if self.weights else {}),
             **({"layer_weights": list(self.layer_weights)} if self.layer_weights else {}),
         }
@@ -98,9 +105,14 @@ class Plan:
         return not self.full_rank
 
     @property
+    def quantised(self) -> bool:
+        """Whether codes are integers, which have scales."""
+        return self.codes in LARGEST_CODE
+
+    @property
     def needs_fit(self) -> bool:
-        """Whether pass 2 waits for something fitted: a basis, or the scales of int8 codes."""
-        return not self.full_rank or self.codes == "int8"
+        """Whether pass 2 waits for something fitted: a basis, or the scales of integer codes."""
+        return not self.full_rank or self.quantised
 
     @property
     def costs(self) -> Costs:
@@ -114,7 +126,13 @@ class Plan:
             shard_rows=self.shard_rows,
             codes=self.codes,
             full_rank=self.full_rank,
+            row_scales=self.row_scales,
+            layout=self.layout,
         )
+
+    def row_bytes(self, band: BandPlan) -> int:
+        """Bytes of one token in a band, every layer counted with a token's scale where it may have one."""
+        return sum(layer_bytes(rank, self.codes, self.row_scales) for rank in band.ranks)
 
     def rank(self, layer: int) -> int:
         """Columns that one kept layer has."""
@@ -159,6 +177,10 @@ class Plan:
         """The one cell between the passes where ranks follow from spectra."""
         return () if self.rule is None else (RanksCell(),)
 
+    def scale_cells(self) -> tuple[ScaleCell, ...]:
+        """One a kept layer where scales of integer codes wait for ranks, since they depend on the components kept."""
+        return tuple(ScaleCell(layer) for layer in self.kept_layers) if self.quantised and self.rule is not None else ()
+
     def shard_cells(self) -> tuple[ShardCell, ...]:
         """Pass 2, band by band."""
         return tuple(ShardCell(band.index, s) for band in self.bands for s in range(self.num_shards))
@@ -169,8 +191,12 @@ class Plan:
             return tuple(SumCell(cell.layer, s) for s in range(len(self.segments)))
         if isinstance(cell, RanksCell):
             return self.fit_cells()
+        if isinstance(cell, ScaleCell):
+            return (FitCell(cell.layer), *self.ranks_cells())
         if isinstance(cell, ShardCell) and self.needs_fit:
-            return (*(FitCell(layer) for layer in self.bands[cell.band].layers), *self.ranks_cells())
+            layers = self.bands[cell.band].layers
+            scales = [scale for scale in self.scale_cells() if scale.layer in layers]
+            return (*(FitCell(layer) for layer in layers), *self.ranks_cells(), *scales)
         return ()
 
 
@@ -184,8 +210,8 @@ def make_plan(config: BuildConfig, model: ModelConfig, fingerprint: str, weighti
         weighting: what the config's files say of tokens and layers.
 
     Raises:
-        ValueError: the model has no memory, a rank is above D, a budget holds no table, or a dropped layer does not
-            exist or all are dropped.
+        ValueError: the model has no memory, a rank is above D, a budget holds no table, a dropped layer does not exist
+            or all are dropped, or a shard is too large for a Parquet page.
     """
     kept, dropped = _kept_layers(config, model)
     option = config.rank_option
@@ -208,13 +234,17 @@ def make_plan(config: BuildConfig, model: ModelConfig, fingerprint: str, weighti
         segments=make_segments(model.vocab_size, config.shard_rows),
         rule=rule,
         allocated=rule is None,
+        row_scales=config.scales_rows,
+        layout=config.layout,
         weights=weighting.digest,
         layer_weights=weighting.layer_weights,
     )
-    if rule is None:
-        return plan
-    _, most = rank_bounds(rule, plan.costs, len(kept), plan.hidden_size)
-    return replace(plan.with_ranks([most] * len(kept)), allocated=False)
+    if rule is not None:
+        _, most = rank_bounds(rule, plan.costs, len(kept), plan.hidden_size)
+        plan = replace(plan.with_ranks([most] * len(kept)), allocated=False)
+    if plan.layout == ParquetLayout.format:
+        check_pages(max(map(plan.row_bytes, plan.bands)), plan.shard_rows, plan.vocab_size)
+    return plan
 
 
 def _kept_layers(config: BuildConfig, model: ModelConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -260,9 +290,9 @@ def _plan_hash(
         "layers_per_band": config.layers_per_band,
         "shard_rows": config.shard_rows,
         "dropped_layers": dropped,
+        **({"row_scales": True} if config.scales_rows else {}),
+        **({"layout": config.layout} if config.layout != "zarr" else {}),
+        **({"weights": weighting.digest} if weighting.digest else {}),
+        **({"layer_weights": weighting.layer_weights} if weighting.layer_weights else {}),
     }
-    if weighting.digest:
-        body["weights"] = weighting.digest
-    if weighting.layer_weights:
-        body["layer_weights"] = weighting.layer_weights
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ from build_kit import contents, make_checkpoint
 from interrupt_kit import build_interrupted, finished_cells
 
 from tolbuild import inspect, verify
-from tolbuild.build_config import BuildConfig
+from tolbuild.build_config import CODE_BYTES, BuildConfig
 from tolbuild.checkpoint import open_checkpoint
 from tolbuild.drive.driver import build_table
 from tolbuild.rows import chunk_rows, compute_rows
@@ -78,10 +78,13 @@ def ranks(manifest: Manifest) -> list[int]:
     return [stats.rank for stats in manifest.layer_stats]
 
 
-@pytest.mark.parametrize("codes", ["int8", "fp16", "fp32"])
-def test_a_layer_is_whole_where_others_of_its_band_are_not(config: BuildConfig, codes: str) -> None:
-    width = {"int8": 1, "fp16": 2, "fp32": 4}[codes]
-    config = replace(config, codes=codes, rank=f"bytes:{30_000 + width * 105_000}")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("codes", "layout"),
+    [("int4", "parquet"), ("int8", "zarr"), ("bf16", "zarr"), ("fp16", "parquet"), ("fp32", "zarr")],
+)
+def test_a_layer_is_whole_where_others_of_its_band_are_not(config: BuildConfig, codes: str, layout: str) -> None:
+    size = round(30_000 + CODE_BYTES[codes] * 105_000)
+    config = replace(config, codes=codes, layout=layout, rank=f"bytes:{size}")  # type: ignore[arg-type]
     manifest = built(config)
     assert ranks(manifest)[1] == 64 and max(ranks(manifest)[0], ranks(manifest)[2]) < 64
     band = manifest.bands[0]
@@ -89,7 +92,7 @@ def test_a_layer_is_whole_where_others_of_its_band_are_not(config: BuildConfig, 
     weights = np.array(json.loads(Path(config.weights.removeprefix("counts:")).read_text()))
     with open_table(config.table) as table:
         assert (table.basis(1) is None, table.mean(1) is None) == (True, True)
-        assert (table.scale(1) is not None) == (codes == "int8") and table.scale(0) is None
+        assert (table.scale(1) is not None) == codes.startswith("int") and table.scale(0) is None
         rows_VLD = table.rows(np.arange(1000)).astype(np.float64)
         for stats in manifest.layer_stats:
             exact_VD = exact_rows(config, stats.layer)
@@ -105,14 +108,18 @@ def test_a_layer_is_whole_where_others_of_its_band_are_not(config: BuildConfig, 
     assert verify.main([config.table, "--checkpoint", config.checkpoint]) == 0
 
 
-@pytest.mark.parametrize("codes", ["int8", "fp16"])
+@pytest.mark.parametrize(
+    "options",
+    [{"codes": "int8"}, {"codes": "fp16"}, {"codes": "int4", "layout": "parquet"}, {"codes": "int8", "shard_rows": 64}],
+    ids=str,
+)
 @pytest.mark.parametrize("layers_per_band", [1, 2])
 @pytest.mark.parametrize("size", ["bytes:80kB", "bytes:120.5kB", "bytes:1GB"])
 def test_the_whole_table_stays_within_the_budget(
-    config: BuildConfig, codes: str, layers_per_band: int, size: str
+    config: BuildConfig, options: dict[str, object], layers_per_band: int, size: str
 ) -> None:
-    size = size if codes == "int8" else size.replace("80", "110")
-    config = replace(config, codes=codes, rank=size, layers_per_band=layers_per_band)  # type: ignore[arg-type]
+    size = size if options["codes"] != "fp16" else size.replace("80", "110")
+    config = replace(config, rank=size, layers_per_band=layers_per_band, **options)  # type: ignore[arg-type]
     result = build_table(config)
     manifest, costs = result.manifest, result.plan.costs
     assert manifest is not None and result.plan.rule is not None
@@ -122,6 +129,17 @@ def test_the_whole_table_stays_within_the_budget(
         assert ranks(manifest) == [64, 64, 64] and "spectra" in {array.name for array in manifest.arrays}
     else:
         assert manifest.total_bytes > budget - 8 * costs.component - 15 * 1024
+
+
+def test_a_token_has_its_scale_where_that_pays_at_the_rank_that_its_layer_was_given(config: BuildConfig) -> None:
+    """The same scales as of a build that is given that rank."""
+    config = replace(config, rank="energy:0.8", weights="uniform", layer_weights=None, layers_per_band=1)
+    allocated = built(config)
+    (rank,) = {stats.rank for stats in allocated.layer_stats[:1]}
+    given = built(replace(config, rank=rank, new_version=True))
+    first, other = allocated.bands[0], given.bands[0]
+    assert first.token_scaled == other.token_scaled == (0,)
+    assert allocated.layer_stats[0].relative_error == pytest.approx(given.layer_stats[0].relative_error, rel=1e-6)
 
 
 def test_an_energy_share_holds_in_every_layer(config: BuildConfig) -> None:
@@ -157,6 +175,8 @@ def test_the_bytes_do_not_depend_on_who_works(config: BuildConfig, tmp_path: Pat
 
 @pytest.mark.parametrize("seed", range(3))
 def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(config: BuildConfig, tmp_path: Path, seed: int) -> None:
+    if seed == 1:
+        config = replace(config, codes="int4", layout="parquet", rank="energy:0.9", layer_weights=None)
     reference = replace(config, table=str(tmp_path / "reference"))
     build_table(reference)
     chance, finished = random.Random(seed), set[str]()
@@ -166,12 +186,12 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(config: BuildConfig, 
     assert contents(Path(config.table)) == contents(Path(reference.table))
 
 
-@pytest.mark.parametrize("lost", ["sum-*", "fit-*", "ranks", "weights"])
+@pytest.mark.parametrize("lost", ["sum-*", "fit-*", "ranks", "scale-*", "weights"])
 @pytest.mark.parametrize("how", ["damaged", "missing"])
 def test_lost_or_damaged_beginnings_are_made_again(config: BuildConfig, tmp_path: Path, lost: str, how: str) -> None:
     reference = replace(config, table=str(tmp_path / "reference"))
     build_table(reference)
-    assert build_interrupted(config, 19), "12 sums, 3 fits, the ranks, some of 8 shards"
+    assert build_interrupted(config, 22), "12 sums, 3 fits, the ranks, 3 scales, some of 8 shards"
     paths = list(Path(config.table).glob(f"_build/*/{lost}"))
     assert paths
     for path in paths:
@@ -194,10 +214,10 @@ def test_the_plan_shows_bounds_and_after_pass_1_what_the_ranks_are(
     line += ["--layer-weights", files["layer_weights"], "--dry-run"]
     assert main(line) == 0
     text = capsys.readouterr().out
-    assert "rank 8 to 64 of 64 by bytes:135000" in text and "3 fits -> ranks -> 8 codes" in text
+    assert "rank 8 to 64 of 64 by bytes:135000" in text and "3 fits -> ranks -> 3 scales -> 8 codes" in text
     assert "between " in text and "pass 1 is done" not in text
     assert not Path(config.table).exists()
-    assert build_interrupted(config, 19)
+    assert build_interrupted(config, 22)
     before = contents(Path(config.table))
     assert main(line) == 0
     begun = capsys.readouterr().out

@@ -63,6 +63,11 @@ def exact_rows(checkpoint: str, layer: int, chunk: int) -> torch.Tensor:
         {"rank": 24, "codes": "fp16"},
         {"rank": 24, "codes": "int8"},
         {"rank": 64, "codes": "fp32"},
+        {"rank": "full", "codes": "bf16"},
+        {"rank": 24, "codes": "bf16", "layout": "parquet"},
+        {"rank": 24, "codes": "int8", "row_scales": "never"},
+        {"rank": "full", "codes": "int4", "layout": "parquet"},
+        {"rank": 25, "codes": "int4"},
         {"drop_layers": (1,)},
         {"shard_rows": 64, "layers_per_band": 1},
         {"shard_rows": 2048, "layers_per_band": 9},
@@ -95,8 +100,10 @@ def test_full_rank_fp32_is_exact(config: BuildConfig) -> None:
             assert np.array_equal(table.rows(np.arange(1000), layers=[layer])[:, 0], exact_ND)
 
 
-@pytest.mark.parametrize("rank", ["full", 24])
-def test_the_bytes_do_not_depend_on_who_works(config: BuildConfig, tmp_path: Path, rank: object) -> None:
+@pytest.mark.parametrize(
+    "options", [{"rank": "full"}, {}, {"rank": "full", "codes": "int4", "layout": "parquet"}], ids=str
+)
+def test_the_bytes_do_not_depend_on_who_works(config: BuildConfig, tmp_path: Path, options: dict[str, object]) -> None:
     variants = [
         {"workers": 1},
         {"workers": 4},
@@ -106,7 +113,7 @@ def test_the_bytes_do_not_depend_on_who_works(config: BuildConfig, tmp_path: Pat
     found = []
     for index, variant in enumerate(variants):
         table = str(tmp_path / f"table-{index}")
-        build_table(replace(config, table=table, rank=rank, **variant))  # type: ignore[arg-type]
+        build_table(replace(config, table=table, **options, **variant))  # type: ignore[arg-type]
         found.append(contents(Path(table)))
     assert all(other == found[0] for other in found[1:])
     assert not any(key.startswith("_build") for key in found[0])
@@ -114,6 +121,8 @@ def test_the_bytes_do_not_depend_on_who_works(config: BuildConfig, tmp_path: Pat
 
 @pytest.mark.parametrize("seed", range(4))
 def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(config: BuildConfig, tmp_path: Path, seed: int) -> None:
+    if seed % 2:
+        config = replace(config, codes="int4", rank=45, layout="parquet")
     reference = replace(config, table=str(tmp_path / "reference"))
     build_table(reference)
     chance = random.Random(seed)
@@ -166,9 +175,46 @@ def test_other_options_or_checkpoint_are_refused_unless_a_new_version(config: Bu
     back = build_table(replace(config, new_version=True)).manifest
     assert back is not None and first.manifest is not None
     assert back.version == 4 and back.bands == first.manifest.bands
-    for version, codes in ((1, np.int8), (2, np.float16), (3, np.int8), (4, np.int8)):
+    for version, codes in ((1, "int8"), (2, "float16"), (3, "int8"), (4, "int8")):
         with open_table(config.table, version=version) as table:
-            assert table.codes(np.arange(5), 0).dtype == codes
+            assert table.manifest.bands[0].dtype == codes
+            assert table.rows(np.arange(5)).any()
+
+
+def test_other_files_or_scales_are_other_options(config: BuildConfig) -> None:
+    build_table(config)
+    for changes, message in (
+        ({"layout": "parquet"}, "layout zarr, not parquet"),
+        ({"row_scales": "never"}, "row_scales auto, not never"),
+        ({"layout": "parquet", "codes": "fp16"}, r"\(codes int8, not fp16; layout zarr, not parquet\)"),
+    ):
+        with pytest.raises(TableConflictError, match=message):
+            build_table(replace(config, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rank", ["full", 24])
+def test_zarr_and_parquet_hold_the_same_rows(config: BuildConfig, tmp_path: Path, rank: object) -> None:
+    config = replace(config, rank=rank)  # type: ignore[arg-type]
+    tables = [str(tmp_path / layout) for layout in ("zarr", "parquet")]
+    made = [build_table(replace(config, table=table, layout=Path(table).name)).manifest for table in tables]  # type: ignore[arg-type]
+    assert made[0] is not None and made[1] is not None and made[0].layer_stats == made[1].layer_stats
+    with open_table(tables[0]) as one, open_table(tables[1]) as other:
+        assert one.manifest.bands[0].token_scaled == (0, 1), "int8 of these rows gains from a scale by token"
+        assert np.array_equal(one.row_checksums, other.row_checksums)
+        assert np.array_equal(one.rows(np.arange(1000)), other.rows(np.arange(1000)))
+
+
+@pytest.mark.parametrize("codes", ["int8", "int4"])
+def test_a_scale_by_token_lowers_the_error(config: BuildConfig, tmp_path: Path, codes: str) -> None:
+    """Which is why plans of int8 have another hash than before there was one: the bytes differ."""
+    config = replace(config, rank="full", codes=codes)  # type: ignore[arg-type]
+    errors = []
+    for choice in ("auto", "never"):
+        manifest = build_table(replace(config, table=str(tmp_path / choice), row_scales=choice)).manifest  # type: ignore[arg-type]
+        assert manifest is not None
+        errors.append([stats.relative_error for stats in manifest.layer_stats])
+        assert (manifest.bands[0].token_scaled == (0, 1)) == (choice == "auto")
+    assert all(auto < never for auto, never in zip(*errors, strict=True))
 
 
 def test_an_unfinished_build_of_other_options_is_refused(config: BuildConfig) -> None:

@@ -109,6 +109,23 @@ def test_what_an_interrupted_build_left_is_listed_and_goes_when_it_is_old(
     assert check_table(store).sound and list_versions(store) == [1, 2]
 
 
+def test_partial_results_of_an_allocated_build_are_kept_while_it_runs_and_go_with_it(
+    config: BuildConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "counts.json").write_text(str([1, 2] * 500))
+    config = replace(config, rank="bytes:120kB", weights=f"counts:{tmp_path / 'counts.json'}")
+    with pytest.raises(KeyboardInterrupt):
+        build(config, 22, stops=True)
+    store = open_store(config.table)
+    left = {info.key.rpartition("/")[2] for info in store.list("_build")}
+    assert {"weights", "ranks", "fit-000", "scale-000", "sum-000-0"} <= left
+    assert main([config.table, "--delete", "--older-than", "0s"]) == 0
+    assert not store.list()
+    build(config, 22, stops=False)
+    assert "kept: in work by python -m tolbuild.run on" in capsys.readouterr().out
+    assert check_table(store).sound and not store.list("_build")
+
+
 def test_a_running_build_keeps_all_that_it_has(config: BuildConfig, capsys: pytest.CaptureFixture[str]) -> None:
     build(config, 20, stops=False)
     assert "kept: in work by python -m tolbuild.run on" in capsys.readouterr().out

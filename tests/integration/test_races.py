@@ -305,6 +305,9 @@ def test_a_store_that_ignores_conditions_is_refused_before_the_first_shard(
     assert store.list() == []
     build_table(replace(config, single_writer=True))
     assert copied(store, tmp_path / "copy") == reference and check_table(store).sound
+    allocated = replace(config, rank="bytes:120kB", single_writer=True, new_version=True)
+    assert build_table(allocated).published and not build_table(allocated).published
+    assert list_versions(store) == [1, 2] and check_table(store).sound and not store.list("_build")
 
 
 @pytest.mark.skipif(bool(missing()), reason=missing() or "it is there")

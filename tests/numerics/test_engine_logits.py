@@ -145,15 +145,16 @@ def test_low_rank_codes_expand_to_their_rows(kind: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "flex"])
-@pytest.mark.parametrize("codes", ["int8", "fp16"])
+@pytest.mark.parametrize("codes", ["int4", "int8", "fp16"])
 def test_a_built_table_with_whole_and_reduced_layers_in_one_band(kind: str, codes: str, tmp_path: Path) -> None:
     """Ranks by a budget, from the build to the engine's logits, with and without the mixed band on the device."""
     model = tiny_model(kind)
     save_checkpoint(tmp_path / "c", model.config, model.state_dict())
     (tmp_path / "layers.json").write_text("[1e-9, 1, 1e-9, 1e-9, 1e-9]")
-    size = {"int8": 36_000, "fp16": 48_000}[codes]
+    size = {"int4": 28_300, "int8": 37_000, "fp16": 48_000}[codes]
     config = BuildConfig(
         checkpoint=str(tmp_path / "c"), table=str(tmp_path / "t"), rank=f"bytes:{size}", codes=codes,  # type: ignore[arg-type]
+        layout="parquet" if codes == "int4" else "zarr",
         layer_weights=tmp_path / "layers.json", layers_per_band=LAYERS_PER_BAND, shard_rows=64, no_ray=True, workers=1,
     )  # fmt: skip
     build_table(config)

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from tolbuild.table.publish import publish
 from tolbuild.table.receipts import LayerTally
+from tolbuild.table.spec import BandSpec, TableSpec
 from tolbuild.table.store import Credentials, Store, open_store
-from tolbuild.table.writer import BandSpec, TableSpec, finish_table, write_shard
+from tolbuild.table.writer import finish_table, write_shard
 
 WIDTH, LAYERS = 1024, 12
 ROW_BYTES = WIDTH * LAYERS * 2

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tolbuild.drive.place import State, find_complete
-from tolbuild.grid import FitCell, PartialCell
+from tolbuild.grid import FitCell, PartialCell, ScaleCell
 from tolbuild.plan import Plan
 from tolbuild.table.errors import TableConflictError, TableCorruptError
 from tolbuild.table.manifest import Manifest
@@ -53,9 +53,10 @@ def commit(store: Store, plan: Plan, state: State, *, single_writer: bool) -> Co
     else:
         plan = _with_ranks(store, plan)
         cells = plan.fit_cells()
-        arrays = in_parallel(lambda cell: _fitted(store, plan, cell), cells)
-        fitted = {cell.layer: layer_arrays for cell, layer_arrays in zip(cells, arrays, strict=True)}
-        manifest = finish_table(store, table_spec(plan), fitted, version=state.next_version)
+        found = in_parallel(lambda cell: _fitted(store, plan, cell), cells)
+        fitted = {cell.layer: arrays for cell, (arrays, _) in zip(cells, found, strict=True)}
+        by_token = [cell.layer for cell, (_, by_token) in zip(cells, found, strict=True) if by_token]
+        manifest = finish_table(store, table_spec(plan, by_token), fitted, version=state.next_version)
     committed = _publish(store, plan, manifest, single_writer=single_writer)
     remove_partials(store, plan)
     return committed
@@ -96,13 +97,16 @@ def _partial(store: Store, plan: Plan, cell: PartialCell) -> dict[str, Tensor]:
         raise TableCorruptError(f"{error}; it is deleted, and the same command makes it anew", [key]) from error
 
 
-def _fitted(store: Store, plan: Plan, cell: FitCell) -> LayerArrays:
+def _fitted(store: Store, plan: Plan, cell: FitCell) -> tuple[LayerArrays, bool]:
+    """What of a layer's fit the table holds, and whether its codes have a scale by token."""
     tensors = _partial(store, plan, cell)
-    fit = LayerFit.from_tensors(cut_fit(plan, cell.layer, tensors), torch.device("cpu"))
+    scales = _partial(store, plan, ScaleCell(cell.layer)) if plan.scale_cells() else {}
+    fit = LayerFit.from_tensors(cut_fit(plan, cell.layer, tensors) | scales, torch.device("cpu"))
     decoder_RD = fit.decoder_RD
-    return LayerArrays(
+    arrays = LayerArrays(
         mean_D=tensors["mean"].numpy() if "mean" in tensors else None,
         basis_RD=None if decoder_RD is None else decoder_RD.numpy(),
         scale_D=fit.scale_C.numpy() if decoder_RD is None and fit.scale_C is not None else None,
         spectrum_D=tensors["energies"].numpy() if "energies" in tensors else None,
     )
+    return arrays, fit.by_token

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tolbuild.build import IN_FLIGHT
-from tolbuild.build_config import CODE_BYTES
 from tolbuild.compress.allocate import ByteBudget, rank_bounds
-from tolbuild.grid import Cell, FitCell, RanksCell, SumCell
+from tolbuild.grid import Cell, FitCell, RanksCell, ScaleCell, SumCell
 from tolbuild.plan import READ_ROWS, BandPlan, Plan
+from tolbuild.table.parquet import ParquetLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +63,6 @@ def estimate(plan: Plan, *, spools: bool) -> Estimate:
     )
 
 
-def row_bytes(plan: Plan, band: BandPlan) -> int:
-    """Bytes of one token in a band."""
-    return band.num_columns * CODE_BYTES[plan.codes]
-
-
 def cell_weight(plan: Plan, cell: Cell, *, spools: bool) -> float:
     """A cell's share of the work, in FLOPs of row computation, for the time that is left."""
     width = plan.hidden_size
@@ -76,6 +71,8 @@ def cell_weight(plan: Plan, cell: Cell, *, spools: bool) -> float:
         return len(plan.segments[cell.segment]) * (per_row + 2.0 * width * width)
     if isinstance(cell, RanksCell):
         return 1e3 * width * len(plan.kept_layers)
+    if isinstance(cell, ScaleCell):
+        return 2.0 * min(4096, plan.vocab_size) * width * plan.rank(cell.layer)
     if isinstance(cell, FitCell):
         return 18.0 * width**3 if plan.needs_sums else min(4096, plan.vocab_size) * per_row
     span, band = plan.shard_range(cell.shard), plan.bands[cell.band]
@@ -91,7 +88,9 @@ def _codes_flops(plan: Plan, band: BandPlan) -> int:
 def _table_bytes(plan: Plan) -> int:
     """All that is stored, see tolbuild.sizes; within the budget where there is one."""
     costs, layers = plan.costs, plan.kept_layers
-    most = costs.fixed + sum(costs.of_layer(plan.rank(layer), whole=plan.is_whole(layer)) for layer in layers)
+    step = 2 if plan.codes == "int4" else 1  # two codes share a byte
+    ranks = {layer: -(-plan.rank(layer) // step) * step for layer in layers}
+    most = costs.fixed + sum(costs.of_layer(ranks[layer], whole=plan.is_whole(layer)) for layer in layers)
     return most if plan.allocated or not isinstance(plan.rule, ByteBudget) else min(most, plan.rule.num_bytes)
 
 
@@ -111,7 +110,7 @@ def _partial_bytes(plan: Plan) -> int:
     sums = len(plan.segments) * (4 * width * (width + 1) + 8 * width)
     fits = sum(4 * width * (1 + plan.num_fitted(layer)) + 8 * width for layer in plan.kept_layers)
     weights = 8 * plan.vocab_size if plan.weights else 0
-    samples = 4 * width * min(4096, plan.vocab_size) if plan.codes == "int8" else 0
+    samples = 4 * width * min(4096, plan.vocab_size) if plan.quantised else 0
     return layers * (sums + samples) + fits + weights
 
 
@@ -125,7 +124,8 @@ def _worker_bytes(plan: Plan, *, spools: bool) -> int:
     gram = 8 * 3 * width * width + 8 * chunk * width
     pass_1 = network + activations + embedding + gram if plan.needs_sums else 0
     decoders = 0 if plan.full_rank else 4 * 2 * width * widest.num_columns
-    held_codes = IN_FLIGHT * 2 * plan.shard_rows * row_bytes(plan, widest)
+    shards_held = IN_FLIGHT * 2 + (2 if plan.layout == ParquetLayout.format else 0)
+    held_codes = shards_held * plan.shard_rows * plan.row_bytes(widest)
     pass_2 = decoders + held_codes + 4 * 3 * chunk * width
     if not (plan.needs_sums and spools):
         pass_2 += network * len(widest.layers) + activations + IN_FLIGHT * 4 * plan.shard_rows * width

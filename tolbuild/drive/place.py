@@ -14,6 +14,9 @@ from tolbuild.table.receipts import finished_shards
 from tolbuild.table.store import Store
 from tolbuild.worker.partials import build_prefix
 
+_USUAL = {"row_scales": "never", "layout": "zarr", "weights": "uniform", "layer_weights": "none"}
+"""Options that manifests name only where they are something else."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class State:
@@ -70,7 +73,7 @@ def _done(store: Store, plan: Plan) -> frozenset[Cell]:
     """Cells with a durable result: valid receipts, and partial results by name (their readers check the bytes)."""
     shards = {ShardCell(band, shard) for band, shard in finished_shards(store, plan.plan_hash)}
     names = {info.key.rpartition("/")[2] for info in store.list(build_prefix(plan))}
-    begun: tuple[Cell, ...] = (*plan.sum_cells(), *plan.fit_cells(), *plan.ranks_cells())
+    begun: tuple[Cell, ...] = (*plan.sum_cells(), *plan.fit_cells(), *plan.ranks_cells(), *plan.scale_cells())
     return frozenset([*shards, *(cell for cell in begun if cell.name in names)])
 
 
@@ -78,9 +81,10 @@ def _difference(plan: Plan, latest: Manifest) -> str:
     """What a version is that is not of this plan, in words that follow its name."""
     if latest.model_fingerprint != plan.fingerprint:
         return f"is of another checkpoint ({latest.model_fingerprint[:12]}..., not {plan.fingerprint[:12]}...)"
-    usual = {"weights": "uniform", "layer_weights": "none"}
-    there, ours = usual | latest.options, usual | plan.options
-    names = dict.fromkeys([*plan.options, *usual])
+    there, ours = _USUAL | latest.options, _USUAL | plan.options
+    names = list(dict.fromkeys([*plan.options, *_USUAL]))
+    if there.get("codes") != ours["codes"]:
+        names.remove("row_scales")
     differing = [f"{name} {there.get(name)}, not {ours[name]}" for name in names if there.get(name) != ours[name]]
     return f"has other options ({'; '.join(differing) or 'made by another version of this program'})"
 

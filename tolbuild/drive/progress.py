@@ -11,13 +11,19 @@ from typing import Any, TextIO
 from tolbuild.build import CellReport
 from tolbuild.drive.estimate import cell_weight
 from tolbuild.drive.pool import Event, Pool, WorkerLost
-from tolbuild.grid import Cell, FitCell, RanksCell, ShardCell, SumCell
+from tolbuild.grid import Cell, FitCell, RanksCell, ScaleCell, ShardCell, SumCell
 from tolbuild.plan import Plan
 
 LINE_EVERY_S = 5.0
 """Time between two lines of a log."""
 
-STAGES: dict[type[Cell], str] = {SumCell: "sums", FitCell: "fits", RanksCell: "ranks", ShardCell: "codes"}
+STAGES: dict[type[Cell], str] = {
+    SumCell: "sums",
+    FitCell: "fits",
+    RanksCell: "ranks",
+    ScaleCell: "scales",
+    ShardCell: "codes",
+}
 
 
 class Progress:

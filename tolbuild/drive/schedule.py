@@ -33,7 +33,8 @@ class Schedule:
         self._last_place: dict[str, int] = {}
         self._attempts: Counter[Cell] = Counter()
         ranks = [cell for cell in plan.ranks_cells() if cell not in finished]
-        self.total: tuple[Cell, ...] = (*sums, *fits, *ranks, *shards)
+        scales = [cell for cell in plan.scale_cells() if cell not in finished]
+        self.total: tuple[Cell, ...] = (*sums, *fits, *ranks, *scales, *shards)
         left = set(self.total)
         for cell in self.total:
             missing = {need for need in plan.needs(cell) if need in left}

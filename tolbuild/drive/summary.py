@@ -126,13 +126,14 @@ def _worker_seconds(seconds: Mapping[str, float]) -> str:
 
 
 def _codes(plan: Plan) -> str:
+    codes = f"{plan.codes} ({plan.layout})" if plan.layout != "zarr" else plan.codes
     if plan.full_rank:
-        return f"{plan.codes} at full rank"
+        return f"{codes} at full rank"
     ranks = sorted({rank for band in plan.bands for rank in band.ranks})
     if not plan.allocated:
         ranks = sorted({min(RANK_STEP, plan.hidden_size), *ranks})
     several = "/".join(map(str, ranks)) if plan.allocated and len(ranks) < 4 else f"{ranks[0]} to {ranks[-1]}"
-    return f"{plan.codes} at rank {several} of {plan.hidden_size}" + (f" by {plan.rule}" if plan.rule else "")
+    return f"{codes} at rank {several} of {plan.hidden_size}" + (f" by {plan.rule}" if plan.rule else "")
 
 
 def _cells(plan: Plan) -> str:
@@ -140,6 +141,7 @@ def _cells(plan: Plan) -> str:
     parts = [f"{sums} sums ({len(plan.segments)} segments a layer)"] if sums else []
     parts += [f"{fits} fits"] if fits else []
     parts += ["ranks"] if plan.ranks_cells() else []
+    parts += [f"{len(plan.scale_cells())} scales"] if plan.scale_cells() else []
     return " -> ".join([*parts, f"{shards} codes (a shard of a band each)"])
 
 

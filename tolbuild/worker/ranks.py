@@ -23,13 +23,11 @@ def choose_ranks(plan: Plan, fitted_of: Callable[[int], dict[str, Tensor]]) -> d
 
 def cut_fit(plan: Plan, layer: int, fitted: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the codes of a layer need of its fit under a plan with final ranks, in fit_layer's names: the components
-    that it keeps, or the scales of whole rows.
+    that it keeps, nothing for whole rows; scales apart where they are fitted after the ranks.
     """
     assert plan.allocated
     if plan.rule is None:
         return fitted
     if plan.is_whole(layer):
-        return {"scale": fitted["row_scale"]} if "row_scale" in fitted else {}
-    rank = plan.rank(layer)
-    cut = {name: fitted[name][:rank] for name in ("basis", "scale") if name in fitted}
-    return cut | {"mean": fitted["mean"], "energies": fitted["energies"]}
+        return {}
+    return {"basis": fitted["basis"][: plan.rank(layer)], "mean": fitted["mean"], "energies": fitted["energies"]}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -32,9 +33,9 @@ PARTS = ("rows", "svd", "builds")
 def main() -> int:
     """Measure and print."""
     options = _arguments()
-    about = machine.describe(torch.device("cpu"), options.seed) | {
+    line = shlex.join(["python", "-m", "tolbuild.bench.rivals", *sys.argv[1:]])
+    about = machine.describe(torch.device("cpu"), options.seed, line) | {
         "versions": {"python": sys.version.split()[0]} | _versions(),
-        "command": "python -m tolbuild.bench.rivals " + " ".join(sys.argv[1:]),
     }
     say(json.dumps(about))
     began = time.perf_counter()

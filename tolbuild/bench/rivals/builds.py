@@ -56,6 +56,7 @@ def _ours(checkpoint: str, table: Path, shape: Shape, errors: dict[str, float]) 
         table=str(table),
         rank=shape.rank,
         codes="int8",
+        row_scales="never",
         layers_per_band=shape.num_layers,
         device="cpu",
         no_ray=True,
