@@ -181,42 +181,6 @@ def test_other_options_or_checkpoint_are_refused_unless_a_new_version(config: Bu
             assert table.rows(np.arange(5)).any()
 
 
-def test_other_files_or_scales_are_other_options(config: BuildConfig) -> None:
-    build_table(config)
-    for changes, message in (
-        ({"layout": "parquet"}, "layout zarr, not parquet"),
-        ({"row_scales": "never"}, "row_scales auto, not never"),
-        ({"layout": "parquet", "codes": "fp16"}, r"\(codes int8, not fp16; layout zarr, not parquet\)"),
-    ):
-        with pytest.raises(TableConflictError, match=message):
-            build_table(replace(config, **changes))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("rank", ["full", 24])
-def test_zarr_and_parquet_hold_the_same_rows(config: BuildConfig, tmp_path: Path, rank: object) -> None:
-    config = replace(config, rank=rank)  # type: ignore[arg-type]
-    tables = [str(tmp_path / layout) for layout in ("zarr", "parquet")]
-    made = [build_table(replace(config, table=table, layout=Path(table).name)).manifest for table in tables]  # type: ignore[arg-type]
-    assert made[0] is not None and made[1] is not None and made[0].layer_stats == made[1].layer_stats
-    with open_table(tables[0]) as one, open_table(tables[1]) as other:
-        assert one.manifest.bands[0].token_scaled == (0, 1), "int8 of these rows gains from a scale by token"
-        assert np.array_equal(one.row_checksums, other.row_checksums)
-        assert np.array_equal(one.rows(np.arange(1000)), other.rows(np.arange(1000)))
-
-
-@pytest.mark.parametrize("codes", ["int8", "int4"])
-def test_a_scale_by_token_lowers_the_error(config: BuildConfig, tmp_path: Path, codes: str) -> None:
-    """Which is why plans of int8 have another hash than before there was one: the bytes differ."""
-    config = replace(config, rank="full", codes=codes)  # type: ignore[arg-type]
-    errors = []
-    for choice in ("auto", "never"):
-        manifest = build_table(replace(config, table=str(tmp_path / choice), row_scales=choice)).manifest  # type: ignore[arg-type]
-        assert manifest is not None
-        errors.append([stats.relative_error for stats in manifest.layer_stats])
-        assert (manifest.bands[0].token_scaled == (0, 1)) == (choice == "auto")
-    assert all(auto < never for auto, never in zip(*errors, strict=True))
-
-
 def test_an_unfinished_build_of_other_options_is_refused(config: BuildConfig) -> None:
     assert build_interrupted(config, 6)
     with pytest.raises(TableConflictError, match="unfinished build with other options"):

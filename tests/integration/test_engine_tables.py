@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,16 +13,19 @@ from serve_kit import make_served_checkpoint
 from tolbuild.build_config import BuildConfig
 from tolbuild.checkpoint import load_model, open_checkpoint
 from tolbuild.drive.driver import build_table
-from tolbuild.table import Manifest, open_table
+from tolbuild.table import Manifest, Table, open_table
 from tolserve.engine.config import EngineConfig
 from tolserve.engine.load import build_engine
 from tolserve.engine.request import SamplingParams
 from tolserve.memory.cached import CachedSource
+from tolserve.memory.client import PartitionedClient
 from tolserve.memory.device_table import DeviceTable
 from tolserve.memory.loading import TableStore, load_partition
 from tolserve.memory.local import StoreFetcher
 from tolserve.memory.partition import Partition
+from tolserve.memory.service import RowService
 from tolserve.memory.spec import RowSpec
+from tolserve.transport.server import RowServer
 
 DEVICES = [("cpu", "float32"), *([("cuda", "float32")] if torch.cuda.is_available() else [])]
 
@@ -100,8 +104,25 @@ def test_the_engine_agrees_with_the_tables_rows(
     assert stats["rows_verified"] > 0 and stats["row_mismatches"] == 0
 
 
+def fetched(table: Table, ids: np.ndarray[Any, np.dtype[np.int64]], band: int) -> Any:
+    """The rows of ids as two memory nodes send them."""
+    stores = [load_partition(table, Partition(index=index, count=2)) for index in range(2)]
+    servers = [RowServer(RowService(store)) for store in stores]
+    for server in servers:
+        server.start()
+    source = CachedSource(PartitionedClient(stores[0].spec, [[server.address] for server in servers]))
+    try:
+        return np.array(source.wait(source.start(ids), band))
+    finally:
+        source.close()
+        for server in servers:
+            server.stop()
+
+
 @pytest.mark.parametrize("options", [{"codes": "int4", "layout": "parquet"}, {"codes": "bf16"}], ids=str)
-def test_rows_in_memory_are_those_of_the_files(checkpoint: str, tmp_path: Path, options: dict[str, object]) -> None:
+def test_rows_in_memory_and_over_tcp_are_those_of_the_files(
+    checkpoint: str, tmp_path: Path, options: dict[str, object]
+) -> None:
     manifest = build(checkpoint, tmp_path, **options)
     spec = RowSpec.from_manifest(manifest)
     ids = np.array([5, 255, 64, 0])
@@ -112,6 +133,7 @@ def test_rows_in_memory_are_those_of_the_files(checkpoint: str, tmp_path: Path, 
             expected = np.empty((len(ids), band.row_bytes), np.uint8)
             table.codes_into(ids, band.index, expected)
             assert np.array_equal(device.wait(device.start(ids), band.index), expected)
+            assert np.array_equal(fetched(table, ids, band.index), expected)
             own = np.empty((1, band.row_bytes), np.uint8)
             loaded.gather(loaded.locate(ids[2:3]), band.index, own)
             assert np.array_equal(own, expected[2:3])

@@ -28,9 +28,9 @@ largest value."""
 _FEW_BITS = tuple(0.915**step for step in range(24))
 """The same for 4 bits, where N c^2 / (12 * 7^2) puts the least error above 0.125 of the largest value."""
 
-_TOKEN_SHARES = tuple(0.92**step for step in range(8))
-"""Shares of a token's largest value that are tried for its s_token with 4 bits. It is fitted for every token that is
-stored, so they are few; with 8 bits there is nothing to gain."""
+_TOKEN_SHARES = {127: tuple(1 - 0.004 * step for step in range(4)), 7: tuple(0.92**step for step in range(8))}
+"""Shares of a token's largest value that are tried for its s_token, by the largest code. It is fitted for every token
+that is stored, so they are few. Clipping gains nothing with 8 bits, but of some steps one rounds best."""
 
 _NOTHING = 1e-30
 """Steps for values below this would leave the range of fp32's normal numbers."""
@@ -121,7 +121,7 @@ def fit_token_scales(x_NC: Tensor, scale_C: Tensor, largest: int) -> Tensor:
     widest_N1 = y_NC.abs().amax(dim=1, keepdim=True) / largest
     token_N1 = _fp16(widest_N1)
     best_N1 = torch.full_like(token_N1, torch.inf)
-    for share in () if largest == LARGEST_CODE else _TOKEN_SHARES:
+    for share in _TOKEN_SHARES[largest]:
         tried_N1 = _fp16(widest_N1 * share)
         codes_NC = torch.div(y_NC, tried_N1).round_().clamp_(-largest, largest)
         error_N1 = codes_NC.mul_(tried_N1).sub_(y_NC).mul_(size_C).square_().sum(dim=1, keepdim=True)
