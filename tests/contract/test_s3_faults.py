@@ -138,6 +138,18 @@ def test_expired_credentials_are_named_and_fresh_ones_taken(name: str, behind: C
     OPERATIONS[name](fresh)
 
 
+def test_given_credentials_are_not_mixed_with_those_of_the_environment(
+    behind: Credentials, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"):
+        monkeypatch.setenv(f"AWS_{name}", "of-the-environment")
+    S3Store(URL, behind).write("key", b"abc")
+    S3Store(URL, replace(behind, session_token="given")).write("key", b"abc")
+    first, second = (request.headers for request in proxy.requests)
+    assert "x-amz-security-token" not in first and second["x-amz-security-token"] == "given"
+    assert "of-the-environment" not in str(first) + str(second)
+
+
 ELSEWHERE: dict[str, Deed] = {
     "redirect": refuse(301, "PermanentRedirect", x_amz_bucket_region="eu-west-1"),
     "signature": refuse(

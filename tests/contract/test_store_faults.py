@@ -20,6 +20,7 @@ from table_kit import table_spec, write_table
 
 from tolbuild.table import Credentials, Store, StoreError, TableNotFoundError, open_store, open_table
 from tolbuild.table.check import check_table
+from tolbuild.table.local_store import SCRATCH, LocalStore, remove_dead_scratch, scratch_owner
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -247,6 +248,15 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         open_store(tmp_path / "file").write("key", b"x")
     with pytest.raises(StoreError, match="file"):
         open_store(tmp_path).write("file/key", b"x")
+
+
+def test_unfinished_writes_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    store, living = LocalStore(tmp_path), f"{SCRATCH}/{scratch_owner()}-9999"
+    store.write(living, b"of a living process")
+    store.write(living.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"), b"of a dead one")
+    store.write(f"{SCRATCH}/elsewhere-1-0", b"of another machine")
+    assert remove_dead_scratch(store) == 1
+    assert len(store.list(SCRATCH)) == 2
 
 
 IMPORTS = """

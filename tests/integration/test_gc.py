@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +23,7 @@ from tolbuild.drive.pool import Event, Pool
 from tolbuild.gc import GcConfig, main
 from tolbuild.table import Credentials, list_versions, open_store
 from tolbuild.table.check import check_table
-from tolbuild.table.local_store import SCRATCH
+from tolbuild.table.local_store import SCRATCH, scratch_owner
 from tolbuild.table.publish import PROBES
 
 
@@ -163,8 +162,8 @@ def test_marks_of_other_machines_count_by_their_age(config: BuildConfig) -> None
 def test_unfinished_writes_probes_and_foreign_files(config: BuildConfig, capsys: pytest.CaptureFixture[str]) -> None:
     build_table(config)
     store, before = open_store(config.table), contents(Path(config.table))
-    host = socket.gethostname()
-    dead, living = f"{SCRATCH}/{host}-{2**22 + 1}-0", f"{SCRATCH}/{host}-{os.getpid()}-99"
+    living = f"{SCRATCH}/{scratch_owner()}-99"
+    dead = living.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-")
     far, probe, foreign = f"{SCRATCH}/elsewhere-7-0", f"{PROBES}/abc", "notes/README.txt"
     for key in (dead, living, far, probe, foreign):
         store.write(key, b"x")

@@ -11,6 +11,7 @@ from tolbuild.drive.place import State, find_complete
 from tolbuild.grid import FitCell, PartialCell, ScaleCell
 from tolbuild.plan import Plan
 from tolbuild.table.errors import TableConflictError, TableCorruptError
+from tolbuild.table.local_store import LocalStore, remove_dead_scratch
 from tolbuild.table.manifest import Manifest
 from tolbuild.table.publish import publish, read_manifest
 from tolbuild.table.receipts import in_parallel
@@ -78,8 +79,10 @@ def _publish(store: Store, plan: Plan, manifest: Manifest, *, single_writer: boo
 
 
 def remove_partials(store: Store, plan: Plan) -> None:
-    """Delete what only an unfinished build needs."""
+    """Delete what only an unfinished build needs, and what killed processes of this machine did not finish writing."""
     in_parallel(store.delete, [info.key for info in store.list(build_prefix(plan))])
+    if isinstance(store, LocalStore):
+        remove_dead_scratch(store)
 
 
 def _with_ranks(store: Store, plan: Plan) -> Plan:

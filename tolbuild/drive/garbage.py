@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tolbuild.drive.owner import claimed, owners
-from tolbuild.table.local_store import SCRATCH
+from tolbuild.table.local_store import SCRATCH, writer_lives
 from tolbuild.table.publish import PROBES, list_versions, read_manifest
 from tolbuild.table.receipts import in_parallel
 from tolbuild.table.store import ObjectInfo, Store
@@ -100,7 +98,7 @@ def _passing(listed: Iterable[ObjectInfo], older_than_s: float) -> list[Heap]:
         if _is_passing(info.key):
             name = "unfinished writes" if info.key.startswith(SCRATCH) else "probes"
             young = time.time() - info.modified < older_than_s
-            kept = "in work on this machine" if _is_being_written(info.key) else "too young" if young else ""
+            kept = "in work on this machine" if writer_lives(info.key) else "too young" if young else ""
             heaps[name, kept].append(info)
     return [Heap(name=name, objects=tuple(infos), kept=kept) for (name, kept), infos in heaps.items()]
 
@@ -122,9 +120,3 @@ def _kept_if_young(heap: Heap, older_than_s: float) -> Heap:
     if age_s < older_than_s:
         return replace(heap, kept=f"written {age_s:,.0f} s ago, less than {older_than_s:,.0f} s")
     return heap
-
-
-def _is_being_written(key: str) -> bool:
-    """Whether an unfinished write is that of a living process of this machine; see LocalStore."""
-    found = re.fullmatch(r"(.+)-(\d+)-\d+", key.rpartition("/")[2])
-    return found is not None and found[1] == socket.gethostname() and os.path.exists(f"/proc/{found[2]}")

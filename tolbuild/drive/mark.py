@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from tolbuild.table import documents
 from tolbuild.table.errors import FormatError, TableCorruptError
 from tolbuild.table.plain import from_plain, to_plain
+from tolbuild.table.process import machine_name, start_ticks
 
 _KEY = re.compile(r"_build/[^/]+/owner-(\d{5})")
 
@@ -44,7 +43,7 @@ class Mark:
     @property
     def is_near(self) -> bool:
         """Whether the process would be one of this machine."""
-        return bool(self.machine) and self.machine == _machine()
+        return bool(self.machine) and self.machine == machine_name()
 
     @property
     def age_s(self) -> float:
@@ -53,7 +52,7 @@ class Mark:
 
     def is_left_behind(self, max_age_s: float) -> bool:
         """Whether the process is known to be gone, or, on another machine, has not been heard of for so long."""
-        return _started(self.pid) != self.started if self.is_near else self.age_s > max_age_s
+        return start_ticks(self.pid) != self.started if self.is_near else self.age_s > max_age_s
 
     def refreshed(self) -> Mark:
         """The same process now."""
@@ -84,9 +83,9 @@ def process_mark(run: str, task: str, *, beside: bool) -> Mark:
         task=task,
         beside=beside,
         host=socket.gethostname(),
-        machine=_machine(),
+        machine=machine_name(),
         pid=pid,
-        started=_started(pid),
+        started=start_ticks(pid),
         count=0,
         seen=_now(),
     )
@@ -110,17 +109,3 @@ def number_of(key: str) -> int:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _machine() -> str:
-    with contextlib.suppress(OSError):
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    return ""
-
-
-def _started(pid: int) -> int:
-    """Start of a process, in ticks since boot; 0 where there is none, or one that has ended and waits to be reaped."""
-    with contextlib.suppress(OSError):
-        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return 0 if state in "ZX" else int(numbers[18])
-    return 0

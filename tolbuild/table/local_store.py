@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import socket
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 
 from tolbuild.table.errors import ObjectExistsError, ObjectNotFoundError, StoreError
 from tolbuild.table.positioned import read_at
+from tolbuild.table.process import machine_name, start_ticks
 from tolbuild.table.store import ObjectInfo, Offsets
 
 SCRATCH = "_build/tmp"
-"""Where a write stands until it is whole; files are named after host and process, so that a dead one's are known."""
+"""Where a write stands until it is whole; files are named after machine and process, so that a dead one's are known."""
 
 _FOLDER_TRIES = 20
 """Times that a folder is made anew when deletions beside it take it away."""
@@ -73,7 +75,7 @@ class LocalStore:
                 scratch.unlink()
 
     def _write_scratch(self, parts: Iterable[bytes | NDArray[np.uint8]]) -> Path:
-        scratch = self.root / SCRATCH / f"{socket.gethostname()}-{os.getpid()}-{next(_serial)}"
+        scratch = self.root / SCRATCH / f"{scratch_owner()}-{next(_serial)}"
         try:
             with _into_folder(scratch, lambda path: path.open("wb", buffering=0), sync=False) as file:
                 for part in parts:
@@ -186,3 +188,25 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def scratch_owner() -> str:
+    """How the unfinished writes of this process begin."""
+    machine = hashlib.sha256(machine_name().encode()).hexdigest()[:8]
+    return f"{socket.gethostname()}.{machine}-{os.getpid()}"
+
+
+def writer_lives(key: str) -> bool | None:
+    """Whether the process behind an unfinished write is there; None where it is of another machine."""
+    machine, _, process = key.rpartition("/")[2].rpartition("-")[0].rpartition("-")
+    if not machine_name() or machine != scratch_owner().rpartition("-")[0] or not process.isdecimal():
+        return None
+    return start_ticks(int(process)) != 0
+
+
+def remove_dead_scratch(store: LocalStore) -> int:
+    """Delete the unfinished writes of processes of this machine that are gone; returns how many there were."""
+    dead = [info.key for info in store.list(SCRATCH) if writer_lives(info.key) is False]
+    for key in dead:
+        store.delete(key)
+    return len(dead)

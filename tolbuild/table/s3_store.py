@@ -167,9 +167,12 @@ class S3Store:
         if given.endpoint_url:
             options |= {"endpoint": given.endpoint_url, "virtual_hosted_style_request": False}
         if given.access_key:
-            options |= {"access_key_id": given.access_key, "secret_access_key": given.secret_key}
-            if given.session_token:
-                options["session_token"] = given.session_token
+            options["credential_provider"] = lambda: {  # beside plain keys, the environment's token would be sent too
+                "access_key_id": given.access_key,
+                "secret_access_key": given.secret_key,
+                "token": given.session_token or None,
+                "expires_at": None,
+            }
         client = {
             "allow_http": given.endpoint_url.startswith("http://"),
             "connect_timeout": timedelta(seconds=patience.connect_s),
