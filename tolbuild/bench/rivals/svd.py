@@ -64,6 +64,7 @@ def _ours(rows_VD: Tensor, rank: int) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _lowrank(rows_VD: Tensor, rank: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    torch.manual_seed(0)
     left_VR, sizes_R, _ = torch.svd_lowrank(rows_VD - rows_VD.mean(dim=0), q=rank, niter=ITERATIONS)
     return sizes_R.numpy(), (left_VR * sizes_R).numpy()
 
