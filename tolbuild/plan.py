@@ -178,9 +178,7 @@ def make_plan(config: BuildConfig, model: ModelConfig, fingerprint: str, weighti
     """The plan of a build.
 
     Args:
-        config: the options.
-        model: the checkpoint's config.
-        fingerprint: the checkpoint's, over weights and config.
+        model: the checkpoint's config. fingerprint: over its weights and config.
         weighting: what the config's files say of tokens and layers.
 
     Raises:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from build_kit import contents, make_checkpoint
 from interrupt_kit import build_interrupted, finished_cells
 
@@ -248,11 +247,3 @@ def test_a_budget_below_the_least_table_is_refused_before_anything_is_made(
     assert main(line) == 1
     assert "takes at least" in capsys.readouterr().err
     assert not Path(config.table).exists()
-
-
-def test_one_thread_or_many_kernels_leave_the_ranks_alone(config: BuildConfig) -> None:
-    """The process's own number of kernel threads is not that of a build."""
-    torch.set_num_threads(2)
-    first = built(config)
-    torch.set_num_threads(1)
-    assert ranks(built(replace(config, table=config.table + "-again"))) == ranks(first)

@@ -26,7 +26,7 @@ from tolbuild.drive.summary import describe_plan, summarise
 from tolbuild.plan import Plan, make_plan
 from tolbuild.table.manifest import Manifest
 from tolbuild.table.stats import LayerEnergy, table_energies
-from tolbuild.table.store import Credentials, open_store
+from tolbuild.table.store import Credentials, Store, open_store
 from tolbuild.weighting import load_weighting
 from tolbuild.worker.partials import pack, weights_key
 
@@ -82,10 +82,7 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
     try:
         state = examine(store, plan, new_version=config.new_version)
         if state.complete is not None:
-            remove_partials(store, plan)
-            version = state.complete.version
-            text = f"already complete: {store.url} version {version} is this checkpoint with these options"
-            return BuildResult(plan=plan, manifest=state.complete, published=False, text=text)
+            return _complete(store, plan, state.complete)
         if weighting.token_weights_V is not None:
             store.write(weights_key(plan), pack({"weights": torch.from_numpy(weighting.token_weights_V)}))
         opened = time.perf_counter()
@@ -100,6 +97,12 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
     seconds = {"open": opened - began, "cells": ran - opened, "commit": ended - ran} | dict(progress.seconds)
     text = summarise(plan, manifest, store.url, energies, seconds=seconds, num_resumed=len(state.done))
     return BuildResult(plan=plan, manifest=manifest, published=True, seconds=seconds, text=text)
+
+
+def _complete(store: Store, plan: Plan, manifest: Manifest) -> BuildResult:
+    remove_partials(store, plan)
+    text = f"already complete: {store.url} version {manifest.version} is this checkpoint with these options"
+    return BuildResult(plan=with_ranks_of(plan, manifest), manifest=manifest, published=False, text=text)
 
 
 def _dry_run(plan: Plan, table: str, credentials: Credentials | None, *, spools: bool) -> BuildResult:
