@@ -114,6 +114,7 @@ class Plan:
             shard_rows=self.shard_rows,
             codes=self.codes,
             full_rank=self.full_rank,
+            may_be_whole=self.full_rank or self.rule is not None,
         )
 
     def rank(self, layer: int) -> int:

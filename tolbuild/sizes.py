@@ -19,6 +19,7 @@ def table_costs(
     shard_rows: int,
     codes: Codes,
     full_rank: bool,
+    may_be_whole: bool,
 ) -> Costs:
     """Costs of a table as it is stored: codes with the rest of the last block, shard indices, bases, means, spectra,
     scales, row checksums and metadata; receipts, manifests and partial results apart.
@@ -28,6 +29,7 @@ def table_costs(
     Args:
         num_layers: of the model; num_kept: of the table.
         full_rank: whether all layers keep their rows as they are, so that there are no bases, means or spectra.
+        may_be_whole: whether a layer can; its integer codes then have scales of their own.
     """
     code_bytes = CODE_BYTES[codes]
     stored_rows = -(-vocab_size // BLOCK_ROWS) * BLOCK_ROWS
@@ -35,7 +37,7 @@ def table_costs(
     by_layer = num_layers * width
     side_bytes = num_bands * (4 * vocab_size + index_bytes)
     num_arrays = num_bands + 2
-    if codes == "int8":
+    if codes == "int8" and may_be_whole:
         side_bytes, num_arrays = side_bytes + 4 * by_layer, num_arrays + 1
     if not full_rank:
         side_bytes, num_arrays = side_bytes + (4 + 8) * by_layer, num_arrays + 2 + num_kept

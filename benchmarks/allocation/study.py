@@ -26,7 +26,7 @@ from tolbuild.drive.driver import build_table
 from tolbuild.evaluate.perplexity import measure
 from tolbuild.evaluate.text import pack
 from tolbuild.evaluate.variant import Variant
-from tolbuild.plan import Plan
+from tolbuild.plan import Plan, make_plan
 from tolbuild.table import Manifest, open_store, open_table
 from tolbuild.table.stats import table_energies
 from tolbuild.train.data import read_texts
@@ -85,10 +85,19 @@ def build_all(
         plan, uniform = build(f"rank {rank}{suffix}", rank=rank, weights=weights)
         share = matching_share(plan, uniform, made[-1][1])
         build(f"energy for {rank}{suffix}", rank=f"energy:{share!r}", weights=weights)
-        budget = f"bytes:{uniform.total_bytes}"
+        budget = f"bytes:{same_size(options, rank)}"
         build(f"bytes for {rank}{suffix}", rank=budget, weights=weights)
         build(f"bytes for {rank}{suffix} + layers", rank=budget, weights=weights, layer_weights=layers)
     yield from made
+
+
+def same_size(options: argparse.Namespace, rank: int) -> int:
+    """The budget that holds a uniform rank as budgets count it: a little more than such a table takes."""
+    config = BuildConfig(checkpoint=options.checkpoint, table="-", codes=options.codes, layers_per_band=2,
+                         rank="energy:1")
+    checkpoint = open_checkpoint(options.checkpoint)
+    plan = make_plan(config, checkpoint.config, checkpoint.fingerprint)
+    return plan.costs.fixed + len(plan.kept_layers) * plan.costs.of_layer(rank, whole=False)
 
 
 def matching_share(plan: Plan, uniform: Manifest, url: str) -> float:

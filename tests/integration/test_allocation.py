@@ -17,6 +17,7 @@ from tolbuild import inspect, verify
 from tolbuild.build_config import BuildConfig
 from tolbuild.checkpoint import open_checkpoint
 from tolbuild.drive.driver import build_table
+from tolbuild.drive.estimate import estimate
 from tolbuild.rows import chunk_rows, compute_rows
 from tolbuild.run import main
 from tolbuild.table import Manifest, open_table
@@ -121,6 +122,17 @@ def test_the_whole_table_stays_within_the_budget(
         assert ranks(manifest) == [64, 64, 64] and "spectra" in {array.name for array in manifest.arrays}
     else:
         assert manifest.total_bytes > budget - 8 * costs.component - 15 * 1024
+
+
+@pytest.mark.parametrize("rank", ["full", 24, 64, "energy:0.8", "energy:1"])
+@pytest.mark.parametrize("codes", ["int8", "fp16"])
+def test_the_plan_counts_the_bytes_of_the_table(config: BuildConfig, rank: int | str, codes: str) -> None:
+    config = replace(config, rank=rank, codes=codes, weights="uniform", layer_weights=None)  # type: ignore[arg-type]
+    result = build_table(config)
+    assert result.manifest is not None
+    counted, stored = estimate(result.plan, spools=True).table_bytes, result.manifest.total_bytes
+    num_arrays = len(result.manifest.arrays) + len(result.manifest.bands) + 4
+    assert stored <= counted < stored + 1024 * num_arrays + 4 * 3 * 64
 
 
 def test_an_energy_share_holds_in_every_layer(config: BuildConfig) -> None:
