@@ -128,6 +128,7 @@ class Plan:
             full_rank=self.full_rank,
             row_scales=self.row_scales,
             layout=self.layout,
+            may_be_whole=self.full_rank or self.rule is not None,
         )
 
     def row_bytes(self, band: BandPlan) -> int:
@@ -204,9 +205,7 @@ def make_plan(config: BuildConfig, model: ModelConfig, fingerprint: str, weighti
     """The plan of a build.
 
     Args:
-        config: the options.
-        model: the checkpoint's config.
-        fingerprint: the checkpoint's, over weights and config.
+        model: the checkpoint's config. fingerprint: over its weights and config.
         weighting: what the config's files say of tokens and layers.
 
     Raises:

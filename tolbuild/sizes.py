@@ -25,6 +25,7 @@ def table_costs(
     full_rank: bool,
     row_scales: bool,
     layout: str,
+    may_be_whole: bool,
 ) -> Costs:
     """Costs of a table as it is stored: codes, what stands around them in their files, scales by token in every layer
     that may have them, bases, means, spectra, scales, row checksums and metadata; receipts, manifests and partial
@@ -36,6 +37,7 @@ def table_costs(
     Args:
         num_layers: of the model; num_kept: of the table.
         full_rank: whether all layers keep their rows as they are, so that there are no bases, means or spectra.
+        may_be_whole: whether a layer can; its integer codes then have scales of their own.
     """
     parquet, num_shards = layout == ParquetLayout.format, -(-vocab_size // shard_rows)
     stored_rows = vocab_size if parquet else -(-vocab_size // BLOCK_ROWS) * BLOCK_ROWS
@@ -43,7 +45,7 @@ def table_costs(
     by_layer = num_layers * width
     side_bytes = num_bands * (4 * vocab_size + around)
     num_arrays = 2 if parquet else num_bands + 2
-    if codes in LARGEST_CODE:
+    if codes in LARGEST_CODE and may_be_whole:
         side_bytes, num_arrays = side_bytes + 4 * by_layer, num_arrays + 1
     if row_scales:
         side_bytes += num_kept * SCALE_BYTES * stored_rows

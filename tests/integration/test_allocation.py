@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from build_kit import contents, make_checkpoint
 from interrupt_kit import build_interrupted, finished_cells
 
@@ -18,6 +17,7 @@ from tolbuild import inspect, verify
 from tolbuild.build_config import CODE_BYTES, BuildConfig
 from tolbuild.checkpoint import open_checkpoint
 from tolbuild.drive.driver import build_table
+from tolbuild.drive.estimate import estimate
 from tolbuild.rows import chunk_rows, compute_rows
 from tolbuild.run import main
 from tolbuild.table import Manifest, open_table
@@ -140,6 +140,18 @@ def test_a_token_has_its_scale_where_that_pays_at_the_rank_that_its_layer_was_gi
     first, other = allocated.bands[0], given.bands[0]
     assert first.token_scaled == other.token_scaled == (0,)
     assert allocated.layer_stats[0].relative_error == pytest.approx(given.layer_stats[0].relative_error, rel=1e-6)
+
+
+@pytest.mark.parametrize("rank", ["full", 24, 64, "energy:0.8", "energy:1"])
+@pytest.mark.parametrize(("codes", "layout"), [("int8", "zarr"), ("fp16", "zarr"), ("int4", "parquet")])
+def test_the_plan_counts_the_bytes_of_the_table(config: BuildConfig, rank: int | str, codes: str, layout: str) -> None:
+    options = {"rank": rank, "codes": codes, "layout": layout, "weights": "uniform", "layer_weights": None}
+    config = replace(config, **options)  # type: ignore[arg-type]
+    result = build_table(config)
+    assert result.manifest is not None
+    counted, stored = estimate(result.plan, spools=True).table_bytes, result.manifest.total_bytes
+    num_arrays = len(result.manifest.arrays) + len(result.manifest.bands) + 4
+    assert stored <= counted < stored + 1024 * num_arrays + 4 * 3 * 64
 
 
 def test_an_energy_share_holds_in_every_layer(config: BuildConfig) -> None:
@@ -268,11 +280,3 @@ def test_a_budget_below_the_least_table_is_refused_before_anything_is_made(
     assert main(line) == 1
     assert "takes at least" in capsys.readouterr().err
     assert not Path(config.table).exists()
-
-
-def test_one_thread_or_many_kernels_leave_the_ranks_alone(config: BuildConfig) -> None:
-    """The process's own number of kernel threads is not that of a build."""
-    torch.set_num_threads(2)
-    first = built(config)
-    torch.set_num_threads(1)
-    assert ranks(built(replace(config, table=config.table + "-again"))) == ranks(first)

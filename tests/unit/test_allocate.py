@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tolbuild.compress.allocate import ByteBudget, Costs, EnergyShare, parse_rank, rank_bounds, ranks_of
@@ -30,6 +30,7 @@ def size(costs: Costs, ranks: tuple[int, ...], width: int) -> int:
 
 
 @settings(max_examples=300, deadline=None)
+@example(seed=74869, layers=2, width=16, kind="steep", vocab=131, share=0.0, weighted=False)
 @given(
     seed=st.integers(0, 10**6),
     layers=st.integers(1, 4),

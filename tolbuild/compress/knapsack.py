@@ -16,7 +16,7 @@ _HALVINGS = 200
 """Of the price's interval: more than the bits of a double, so that the price is as good as it gets."""
 
 _ROUNDING = 1e-12
-"""Sums of losses that differ by less, relative to the largest possible sum, count as equal."""
+"""Of sums, relative to the largest that occurs: what lies within it is not left out."""
 
 
 def least_loss(costs_O: Ints, losses_LO: Floats, budget: int) -> tuple[int, ...]:
@@ -39,14 +39,15 @@ def least_loss(costs_O: Ints, losses_LO: Floats, budget: int) -> tuple[int, ...]
     found_L = _fill(costs_O, losses_LO, budget, (losses_LO + price * costs_O).argmin(axis=1))
     reduced_LO = losses_LO + price * costs_O
     excess_LO = reduced_LO - reduced_LO.min(axis=1, keepdims=True)
-    bound = float(reduced_LO.min(axis=1).sum()) - price * budget
-    gap = float(_total(losses_LO, found_L)) - bound + _ROUNDING * float(losses_LO[:, 0].sum())
+    left = budget - int(costs_O[found_L].sum())
+    gap = float(excess_LO[np.arange(num_layers), found_L].sum()) + price * left
+    gap += _ROUNDING * (float(losses_LO[:, 0].sum()) + price * budget)
     return _enumerate(costs_O, losses_LO, excess_LO, budget, gap)
 
 
 def _price(costs_O: Ints, losses_LO: Floats, budget: int) -> float:
     """The lowest price of a byte at which every layer's best option, byte costs added, fits the budget together."""
-    low, high = 0.0, float(losses_LO.max()) / float(np.diff(costs_O).min())
+    low, high = 0.0, 2 * float(losses_LO.max()) / float(np.diff(costs_O).min())
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         chosen_L = (losses_LO + middle * costs_O).argmin(axis=1)
@@ -69,7 +70,7 @@ def _fill(costs_O: Ints, losses_LO: Floats, budget: int, chosen_L: Ints) -> Ints
 
 
 def _enumerate(costs_O: Ints, losses_LO: Floats, excess_LO: Floats, budget: int, gap: float) -> tuple[int, ...]:
-    """The best choice among those whose excess over the bound stays within the gap."""
+    """The best choice among those whose excess over the bound stays within the gap: one at least does."""
     cost_S, loss_S, excess_S = np.zeros(1, np.int64), np.zeros(1), np.zeros(1)
     steps: list[tuple[Ints, Ints]] = []
     for layer in range(len(losses_LO)):
@@ -89,7 +90,3 @@ def _enumerate(costs_O: Ints, losses_LO: Floats, excess_LO: Floats, budget: int,
         chosen.append(int(option_S[end]))
         end = int(state_S[end])
     return tuple(reversed(chosen))
-
-
-def _total(losses_LO: Floats, chosen_L: Ints) -> float:
-    return float(losses_LO[np.arange(len(chosen_L)), chosen_L].sum())

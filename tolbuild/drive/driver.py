@@ -153,7 +153,7 @@ def _order(config: BuildConfig, plan: Plan, credentials: Credentials | None) -> 
 
 def _already_there(plan: Plan, manifest: Manifest, url: str) -> BuildResult:
     text = f"already complete: {url} version {manifest.version} is this checkpoint with these options"
-    return BuildResult(plan=plan, manifest=manifest, published=False, text=text)
+    return BuildResult(plan=with_ranks_of(plan, manifest), manifest=manifest, published=False, text=text)
 
 
 def _spools(config: BuildConfig, plan: Plan) -> bool:
