@@ -40,7 +40,7 @@ class BuildResult:
     """What a build did.
 
     manifest: of the version that now holds the table; None after a dry run. published: whether this run made it.
-    seconds: wall time of `open`, `cells` and `commit`, and worker time of `sums`, `fits`, `codes`, `transfer`.
+    seconds: wall time of `open`, `cells` and `commit`, and worker time of each stage and `transfer`.
     """
 
     plan: Plan

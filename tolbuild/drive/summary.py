@@ -121,8 +121,14 @@ def _written(cost: Estimate) -> str:
 
 
 def _worker_seconds(seconds: Mapping[str, float]) -> str:
-    names = {"sums": "rows and sums", "fits": "bases and scales", "codes": "codes", "transfer": "reading and writing"}
-    return ", ".join(f"{label} {duration(seconds[name])}" for name, label in names.items() if name in seconds)
+    stages = {
+        "rows and sums": ("sums",),
+        "bases and scales": ("fits", "ranks", "scales"),
+        "codes": ("codes",),
+        "reading and writing": ("transfer",),
+    }
+    times = {label: [seconds[name] for name in names if name in seconds] for label, names in stages.items()}
+    return ", ".join(f"{label} {duration(sum(found))}" for label, found in times.items() if found)
 
 
 def _codes(plan: Plan) -> str:
