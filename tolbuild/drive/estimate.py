@@ -15,7 +15,8 @@ from tolbuild.table.parquet import ParquetLayout
 class Estimate:
     """FLOPs count a multiplication and an addition as two. Bytes are totals of the build but for `worker_bytes`.
 
-    Where ranks follow from spectra all figures are the most that they can be; `least_table_bytes` is the least.
+    Where ranks follow from spectra all figures are the most that they can be; `least_table_bytes` is the least. Tokens'
+    scales are counted in every layer that may have them.
     """
 
     row_flops: int

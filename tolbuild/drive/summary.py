@@ -64,6 +64,7 @@ def summarise(
         f"{before / after:.2f} times smaller",
         f"  rows      {plan.vocab_size:,} tokens x {len(plan.kept_layers)} layers in {len(plan.bands)} bands of "
         f"{plan.num_shards} shards",
+        *_token_scales(manifest),
         "",
         *_layer_lines(plan, manifest, energies),
         "",
@@ -77,6 +78,11 @@ def summarise(
         "",
     ]
     return "\n".join(lines)
+
+
+def _token_scales(manifest: Manifest) -> list[str]:
+    layers = sorted(layer for band in manifest.bands for layer in band.token_scaled)
+    return [f"  s_token   tokens have a scale of their own in {_numbers(layers)}"] if layers else []
 
 
 def _layer_lines(plan: Plan, manifest: Manifest, energies: Mapping[int, LayerEnergy]) -> list[str]:
