@@ -139,7 +139,8 @@ def test_ranks_by_a_budget_survive_a_killed_driver(head: RayHead, checkpoint: st
     assert "resuming" in done.stderr
     alone = run_build(*line, "--table", str(tmp_path / "alone"), "--no-ray")
     assert alone.returncode == 0, alone.stderr
-    assert contents(table) == contents(tmp_path / "alone")
+    made = {key: digest for key, digest in contents(table).items() if not key.startswith("_build/tmp/")}
+    assert made == contents(tmp_path / "alone")
     layers = json.loads((table / "manifests/00000001.json").read_text())["body"]["layer_stats"]
     assert layers[1]["rank"] == 64 and max(layers[0]["rank"], layers[2]["rank"]) < 64
 
