@@ -92,7 +92,7 @@ def stop(cluster: ClusterState) -> int:
 
 def client_environment(cluster: ClusterState) -> dict[str, str]:
     """The environment of a command that uses the cluster: this process's, with the cluster's addresses and keys."""
-    return {**_plain_environment(), **cluster.environment, **_scratch(Path(cluster.folder))}
+    return {**plain_environment(), **cluster.environment, **_scratch(Path(cluster.folder))}
 
 
 def _scratch(folder: Path) -> dict[str, str]:
@@ -129,7 +129,7 @@ def _start_once(new: ClusterState, options: ClusterOptions, interrupts: Interrup
     token.write_text(secrets.token_hex(32))
     ports = _free_ports(4)
     shared = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    environment = {**_plain_environment(), **shared, **_scratch(folder)}
+    environment = {**plain_environment(), **shared, **_scratch(folder)}
 
     port_file = folder / "s3.port"
     s3_command = [sys.executable, "-m", "cluster.s3", "--port-file", str(port_file)]
@@ -227,11 +227,16 @@ def _free_ports(count: int) -> tuple[int, ...]:
         return tuple(int(one.getsockname()[1]) for one in sockets)
 
 
-def _plain_environment() -> dict[str, str]:
-    """This process's environment: this Python's folder first, nothing that points Ray or S3 clients elsewhere."""
+def plain_environment(*direct_hosts: str) -> dict[str, str]:
+    """This process's environment: this Python's folder first, nothing that points Ray or S3 clients elsewhere.
+
+    Args:
+        direct_hosts: reached without a proxy, besides this machine.
+    """
     drop = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_TMPDIR", "AWS_PROFILE", "AWS_SESSION_TOKEN", processes.MARK)
     environment = {key: value for key, value in os.environ.items() if key not in drop}
-    direct = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "127.0.0.1,localhost"]))
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    direct = ",".join([*filter(None, [known]), "127.0.0.1", "localhost", *direct_hosts])
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {**environment, "NO_PROXY": direct, "no_proxy": direct, "PATH": path}
 

@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from tolbuild.checkpoint import open_checkpoint
-from tolbuild.plan import Cell, FitCell, Plan, ShardCell, SumCell
+from tolbuild.grid import Cell, FitCell, PartialCell, RanksCell, ScaleCell, ShardCell, SumCell
+from tolbuild.plan import Plan
 from tolbuild.table.errors import ObjectNotFoundError, TableCorruptError
 from tolbuild.table.store import Credentials, open_store
 from tolbuild.table.writer import write_shard
 from tolbuild.worker.cache import Cache
-from tolbuild.worker.cells import fit_layer, shard_codes, sum_segment
+from tolbuild.worker.cells import fit_codes, fit_layer, shard_codes, sum_segment
 from tolbuild.worker.encode import LayerFit
-from tolbuild.worker.partials import pack, partial_key, unpack
+from tolbuild.worker.partials import pack, partial_key, unpack, weights_key
+from tolbuild.worker.ranks import choose_ranks, cut_fit
 from tolbuild.worker.row_source import RowSource
 from tolbuild.worker.spool import Spool
 from tolbuild.worker.table_spec import table_spec
@@ -91,13 +93,14 @@ class Worker:
         device = pick_device(order.device)
         self._stop = threading.Event()
         self._store = open_store(order.table, order.credentials)
-        self._spec = table_spec(plan)
         spools = plan.needs_sums and (order.rows == "spool" or (order.rows == "auto" and device.type == "cpu"))
         self._spool = Spool(order.spool_dir, order.run, order.spool_bytes if spools else 0)
         widest_band = max(len(band.layers) for band in plan.bands)
         checkpoint = open_checkpoint(order.checkpoint, credentials=order.credentials)
         held = lanes if spools else lanes * widest_band
-        self._source = RowSource(plan, checkpoint, device, held, self._stop)
+        weights_V = self._read(weights_key(plan))["weights"] if plan.weights else None
+        self._source = RowSource(plan, checkpoint, device, held, self._stop, weights_V)
+        self._allocated: Cache[Plan] = Cache(lambda _: self._load_plan(), 1)
         self._fits: Cache[LayerFit] = Cache(self._load_fit, lanes * widest_band)
         self._buffers: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         for _ in range(lanes):
@@ -113,7 +116,9 @@ class Worker:
         torch.set_num_threads(1)
         if isinstance(cell, ShardCell):
             return self._run_shard(cell, worker)
-        return self._run_fit(cell, worker) if isinstance(cell, FitCell) else self._run_sum(cell, worker)
+        if isinstance(cell, SumCell):
+            return self._run_sum(cell, worker)
+        return self._run_partial(cell, worker)
 
     def stop(self) -> None:
         """Make running cells end at their next chunk."""
@@ -153,12 +158,12 @@ class Worker:
             spooled_bytes=spooled,
         )
 
-    def _run_fit(self, cell: FitCell, worker: str) -> CellReport:
+    def _run_partial(self, cell: FitCell | RanksCell | ScaleCell, worker: str) -> CellReport:
         with self._lane() as buffer_ND:
             began = time.perf_counter()
-            fitted = self._fit(cell.layer, buffer_ND)
+            result = self._make(cell, buffer_ND)
             computed = time.perf_counter()
-        written = self._write(cell, fitted)
+        written = self._write(cell, result)
         return CellReport(
             cell=cell,
             worker=worker,
@@ -167,13 +172,21 @@ class Worker:
             written_bytes=written,
         )
 
-    def _fit(self, layer: int, buffer_ND: Tensor) -> dict[str, Tensor]:
+    def _make(self, cell: PartialCell, buffer_ND: Tensor) -> dict[str, Tensor]:
+        """The result of a cell from those that it needs."""
+        if isinstance(cell, SumCell):
+            return sum_segment(self._source, self._spool, cell, buffer_ND)[0]
+        if isinstance(cell, RanksCell):
+            return choose_ranks(self._plan, lambda layer: self._partial(FitCell(layer), buffer_ND))
         count = len(self._plan.segments) if self._plan.needs_sums else 0
-        parts = [self._partial(SumCell(layer, segment), buffer_ND) for segment in range(count)]
-        return fit_layer(self._source, layer, parts, buffer_ND)
+        parts = [self._partial(SumCell(cell.layer, segment), buffer_ND) for segment in range(count)]
+        if isinstance(cell, ScaleCell):
+            sample_ND = torch.cat([part["sample"] for part in parts]).to(self._source.device)
+            return fit_codes(self._allocated(0), sample_ND, self._fit(cell.layer, buffer_ND).basis)
+        return fit_layer(self._source, cell.layer, parts, buffer_ND)
 
     def _run_shard(self, cell: ShardCell, worker: str) -> CellReport:
-        plan, span = self._plan, self._plan.shard_range(cell.shard)
+        plan, span = self._allocated(0), self._plan.shard_range(cell.shard)
         asked = time.perf_counter()
         embedding: list[Tensor] = [] if self._spool.keeps else [self._source.embedding(span)]
         read_s = time.perf_counter() - asked
@@ -185,45 +198,55 @@ class Worker:
 
         with self._lane() as buffer_ND:
             began = time.perf_counter()
-            codes_NC, errors = shard_codes(self._source, self._spool, self._fits, cell, embedding_ND, buffer_ND)
+            layers = plan.bands[cell.band].layers
+            spec = table_spec(plan, [layer for layer in layers if self._fits(layer).by_token])
+            codes_NI, errors = shard_codes(
+                plan, self._source, self._spool, self._fits, cell, spec.bands[cell.band], embedding_ND, buffer_ND
+            )
             computed = time.perf_counter()
-        receipt = write_shard(self._store, self._spec, cell.band, cell.shard, codes_NC, errors)
-        for layer in plan.bands[cell.band].layers:
+        receipt = write_shard(self._store, spec, cell.band, cell.shard, codes_NI, errors)
+        for layer in layers:
             for piece in span.steps(plan.chunk_rows):
                 self._spool.drop(layer, piece.start)
         return CellReport(
             cell=cell,
             worker=worker,
-            num_rows=len(span) * len(plan.bands[cell.band].layers),
+            num_rows=len(span) * len(layers),
             compute_s=computed - began,
             transfer_s=read_s + time.perf_counter() - computed,
             written_bytes=receipt.codes.size,
         )
 
-    def _write(self, cell: SumCell | FitCell, tensors: dict[str, Tensor]) -> int:
+    def _write(self, cell: PartialCell, tensors: dict[str, Tensor]) -> int:
         data = pack(tensors)
         self._store.write(partial_key(self._plan, cell), data)
         return len(data)
 
-    def _partial(self, cell: SumCell, buffer_ND: Tensor) -> dict[str, Tensor]:
-        """A segment's sums; lost or damaged ones are computed again."""
-        key = partial_key(self._plan, cell)
+    def _read(self, key: str) -> dict[str, Tensor]:
+        return unpack(self._store.read(key), key)
+
+    def _partial(self, cell: PartialCell, buffer_ND: Tensor | None = None) -> dict[str, Tensor]:
+        """What a cell left; made again when it was lost or damaged."""
         try:
-            return unpack(self._store.read(key), key)
+            return self._read(partial_key(self._plan, cell))
         except (ObjectNotFoundError, TableCorruptError):
-            sums, _ = sum_segment(self._source, self._spool, cell, buffer_ND)
-            self._write(cell, sums)
-            return sums
+            result = self._make(cell, self._new_buffer() if buffer_ND is None else buffer_ND)
+            self._write(cell, result)
+            return result
+
+    def _load_plan(self) -> Plan:
+        """The plan with the ranks that pass 1 has found."""
+        if self._plan.allocated:
+            return self._plan
+        return self._plan.with_ranks(self._partial(RanksCell())["ranks"].tolist())
 
     def _load_fit(self, layer: int) -> LayerFit:
-        """What a fit cell left; made again when it was lost or damaged."""
         if not self._plan.needs_fit:
             return LayerFit()
-        cell = FitCell(layer)
-        key = partial_key(self._plan, cell)
-        try:
-            fitted = unpack(self._store.read(key), key)
-        except (ObjectNotFoundError, TableCorruptError):
-            fitted = self._fit(layer, self._new_buffer())
-            self._write(cell, fitted)
-        return LayerFit.from_tensors(fitted, self._source.device)
+        scales = self._partial(ScaleCell(layer)) if self._plan.scale_cells() else {}
+        return self._fit(layer, scales=scales)
+
+    def _fit(self, layer: int, buffer_ND: Tensor | None = None, scales: dict[str, Tensor] | None = None) -> LayerFit:
+        """What a fit cell left, cut to the rank that the layer has, with scales that were fitted after it."""
+        fitted = cut_fit(self._allocated(0), layer, self._partial(FitCell(layer), buffer_ND))
+        return LayerFit.from_tensors(fitted | (scales or {}), self._source.device)

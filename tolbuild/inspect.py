@@ -1,17 +1,19 @@
-"""`python -m tolbuild.inspect URL`: what a table holds, from its manifests alone.
+"""`python -m tolbuild.inspect URL`: what a table holds, from its manifests, means and spectra.
 
-Prints versions, bands, ranks, types, sizes, and the energy and error of each layer; --json prints the manifest.
+Prints versions, bands, ranks, types, sizes, the energy and error of each layer and what its mean alone explains; --json
+prints the manifest.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tolbuild.table.errors import ToLError
 from tolbuild.table.manifest import Manifest
 from tolbuild.table.publish import latest_version, list_versions, read_manifest
+from tolbuild.table.stats import LayerEnergy, table_energies
 from tolbuild.table.store import Store, open_store
 
 
@@ -62,7 +64,7 @@ def describe(store: Store, manifest: Manifest) -> list[str]:
         "",
         *_bands(manifest),
         "",
-        *_layers(manifest),
+        *_layers(manifest, table_energies(store, manifest)),
     ]
 
 
@@ -86,15 +88,20 @@ def _bands(manifest: Manifest) -> Iterator[str]:
         parts = ", ".join(part.name for part in (band.transform, band.predictor, band.quantiser))
         shards = band.layout.num_shards
         line = f"  {band.index:>4}  {layers:<13} {codes:<18} {band.row_bytes:>12,} {shards:>8}"
-        yield f"{line} {_size(size):>12}   {parts}"
+        scaled = f", s_token in layers {','.join(map(str, band.token_scaled))}" if band.token_scaled else ""
+        yield f"{line} {_size(size):>12}   {band.codes.format}; {parts}{scaled}"
 
 
-def _layers(manifest: Manifest) -> Iterator[str]:
-    yield "  layer   rank   energy kept      error   worst row         energy"
+def _layers(manifest: Manifest, energies: Mapping[int, LayerEnergy]) -> Iterator[str]:
+    weighted = any(stats.weighted_error is not None for stats in manifest.layer_stats)
+    yield "  layer   rank   energy kept  mean alone      error   worst row         energy" + "   weighted" * weighted
     for stats in manifest.layer_stats:
+        energy = energies.get(stats.layer)
+        mean = f"{'-':>10}" if energy is None else f"{100 * energy.mean_share:>8.2f} %"
+        own = f"  {stats.weighted_error:>9.2e}" if stats.weighted_error is not None else ""
         yield (
-            f"  {stats.layer:>5}  {stats.rank:>5}   {100 * stats.energy_kept:>9.3f} %  {stats.relative_error:>9.2e}  "
-            f"{stats.max_relative_error:>9.2e}  {stats.energy:>13.6e}"
+            f"  {stats.layer:>5}  {stats.rank:>5}   {100 * stats.energy_kept:>9.3f} %  {mean}  "
+            f"{stats.relative_error:>9.2e}   {stats.max_relative_error:>9.2e}  {stats.energy:>13.6e}{own}"
         )
     if manifest.dropped_layers:
         yield f"  left out: {', '.join(map(str, manifest.dropped_layers))}"

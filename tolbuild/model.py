@@ -21,6 +21,17 @@ from torch import Tensor, nn
 from tolbuild.config import ModelConfig
 
 
+def initial_distribution(config: ModelConfig, name: str) -> tuple[float, float]:
+    """Mean and standard deviation of a new model's weight of this name.
+
+    N(0, initializer_range), output projections smaller by sqrt(2 L); norms at one, their biases at zero.
+    """
+    if "norm" in name:
+        return (0.0 if name.endswith("bias") else 1.0), 0.0
+    is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
+    return 0.0, config.initializer_range / (math.sqrt(2 * config.num_hidden_layers) if is_output else 1.0)
+
+
 def rope_tables(config: ModelConfig, positions_S: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of the rotary embedding, each fp32 [S, head_dim / 2], for int64 positions [S]."""
     half = config.head_dim // 2
@@ -138,16 +149,14 @@ class MemoryLLM(nn.Module):
         return weight
 
     def reset_parameters(self, seed: int) -> None:
-        """Draw every weight: N(0, initializer_range), output projections smaller by sqrt(2 L), norms at one."""
+        """Draw every weight from its `initial_distribution`."""
         generator = torch.Generator().manual_seed(seed)
-        scale = self.config.initializer_range
         for name, parameter in self.named_parameters():
-            if "norm" in name:
-                nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
-                continue
-            output = name.endswith(("o_proj.weight", "down_proj.weight"))
-            std = scale / math.sqrt(2 * self.config.num_hidden_layers) if output else scale
-            nn.init.normal_(parameter, std=std, generator=generator)
+            mean, std = initial_distribution(self.config, name)
+            if std:
+                nn.init.normal_(parameter, mean=mean, std=std, generator=generator)
+            else:
+                nn.init.constant_(parameter, mean)
 
     def hidden(self, token_ids_BS: Tensor, rows_NLD: Tensor | None = None, inverse_BS: Tensor | None = None) -> Tensor:
         """The normalised last hidden state [B, S, D].

@@ -20,7 +20,7 @@ from table_kit import table_spec, write_table
 
 from tolbuild.table import Credentials, Store, StoreError, TableNotFoundError, open_store, open_table
 from tolbuild.table.check import check_table
-from tolbuild.table.local_store import SCRATCH, LocalStore, remove_dead_scratch
+from tolbuild.table.local_store import SCRATCH, LocalStore, remove_dead_scratch, scratch_owner
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -251,10 +251,10 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 
 def test_unfinished_writes_of_dead_processes_are_removed(tmp_path: Path) -> None:
-    store = LocalStore(tmp_path)
-    store.write(f"{SCRATCH}/{os.uname().nodename}-{2**22 + 1}-0", b"of a dead process")
-    store.write(f"{SCRATCH}/{os.uname().nodename}-{os.getpid()}-9999", b"of a living one")
-    store.write(f"{SCRATCH}/elsewhere-1-0", b"of another host")
+    store, living = LocalStore(tmp_path), f"{SCRATCH}/{scratch_owner()}-9999"
+    store.write(living, b"of a living process")
+    store.write(living.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"), b"of a dead one")
+    store.write(f"{SCRATCH}/elsewhere-1-0", b"of another machine")
     assert remove_dead_scratch(store) == 1
     assert len(store.list(SCRATCH)) == 2
 

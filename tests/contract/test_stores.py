@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -64,6 +65,13 @@ def test_lists_are_sorted_whole_and_of_a_folder(store: Store, open_again: OpenAg
     assert open_again().list() == everything
     assert open_again().list("b") == everything[1:3]
     assert open_again().list("nothing") == []
+
+
+def test_lists_tell_when_an_object_was_written(store: Store) -> None:
+    before = time.time()
+    store.write("key", b"x")
+    (info,) = store.list()
+    assert before - 2 <= info.modified <= time.time() + 2
 
 
 def test_deleted_objects_are_gone(store: Store, open_again: OpenAgain) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from table_kit import Made, table_spec, write_table
+from build_kit import contents
+from table_kit import FILES, SPECS, Made, spec_of, table_spec, write_table
 
 from tolbuild.table import (
     Credentials,
@@ -35,20 +37,6 @@ from tolbuild.table.check import check_table
 
 Place = tuple[str, Credentials | None]
 OpenAgain = Callable[[], Store]
-
-SPECS = {
-    "full fp32": table_spec(dtype="float32"),
-    "full fp16": table_spec(),
-    "full int8": table_spec(dtype="int8"),
-    "rank fp16": table_spec(rank=5),
-    "rank int8": table_spec(rank=5, dtype="int8"),
-    "V 1": table_spec(vocab_size=1),
-    "V 65, shards of a block": table_spec(vocab_size=65, shard_rows=64),
-    "V as the shards": table_spec(vocab_size=256),
-    "shard over V": table_spec(vocab_size=70, shard_rows=4096),
-    "one layer": table_spec(layers=((0,),), dropped=()),
-    "odd rows": table_spec(rank=3, width=7, dtype="int8"),
-}
 
 
 def ways(url: str) -> tuple[str, ...]:
@@ -85,21 +73,23 @@ def check_reads(place: Place, made: Made) -> None:
             assert table.codes([], 0).shape == (0, made.codes[0].shape[1])
 
 
+@FILES
 @pytest.mark.parametrize("name", SPECS)
-def test_round_trip(name: str, tmp_path: Path) -> None:
+def test_round_trip(name: str, files: str, tmp_path: Path) -> None:
     place = (str(tmp_path / "t"), None)
-    check_reads(place, write_table(open_store(*place), SPECS[name]))
+    check_reads(place, write_table(open_store(*place), spec_of(name, files)))
 
 
-@pytest.mark.parametrize("name", ["full fp16", "rank int8"])
-def test_round_trip_on_every_store(name: str, place: Place, store: Store) -> None:
-    check_reads(place, write_table(store, SPECS[name], zero_rows=slice(64, 128)))
+@FILES
+@pytest.mark.parametrize("name", ["full fp16", "rank int8", "int8 by token"])
+def test_round_trip_on_every_store(name: str, files: str, place: Place, store: Store) -> None:
+    check_reads(place, write_table(store, spec_of(name, files), zero_rows=slice(64, 128)))
     found = check_table(store)
     assert found.sound and not found.notes, (found.faults, found.notes)
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_other_readers_agree_byte_for_byte(name: str, tmp_path: Path) -> None:
+def test_other_zarr_readers_agree_byte_for_byte(name: str, tmp_path: Path) -> None:
     import tensorstore
     import zarr
 
@@ -142,9 +132,10 @@ def test_zarr_writes_the_same_shards(tmp_path: Path) -> None:
         assert theirs.read_bytes() == (tmp_path / "ours" / key).read_bytes()
 
 
-def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+@FILES
+def test_equal_input_gives_equal_bytes(files: str, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_table(open_store(tmp_path / name), SPECS["rank int8"])
+        write_table(open_store(tmp_path / name), spec_of("rank int8", files))
     files = [p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file()]
     assert len(files) > 10
     for file in files:
@@ -152,8 +143,46 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
         assert same or file.parts[0] == "manifests"
 
 
-def test_nothing_is_read_before_the_manifest_is_there(place: Place, store: Store, open_again: OpenAgain) -> None:
-    spec = SPECS["full fp16"]
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("full fp32", "6651832ecfc578c9"),
+        ("full fp16", "a2401433a6db014e"),
+        ("full int8", "51171b71ae0b0277"),
+        ("rank fp16", "b8cee9eb0cdbab99"),
+        ("rank int8", "3c5a726e415a575b"),
+    ],
+)
+def test_the_format_keeps_its_bytes(name: str, expected: str, tmp_path: Path) -> None:
+    """Every object of a table as it was first written, manifest included (but for write id and time)."""
+    write_table(open_store(tmp_path), SPECS[name])
+    lines = "\n".join(f"{key} {digest}" for key, digest in contents(tmp_path).items())
+    assert hashlib.sha256(lines.encode()).hexdigest()[:16] == expected
+
+
+@FILES
+def test_a_shard_that_was_changed_before_the_commit_is_found(files: str, place: Place, store: Store) -> None:
+    spec = spec_of("full fp16", files)
+    made = write_table(store, spec)
+    band = made.manifest.bands[0]
+    key, start = band.layout.shard_key(1), band.layout.data_start(1)
+    data = store.read(key)
+    for at in (start, start + band.layout.data_bytes(1) - 1, len(data) - 5):
+        changed = bytearray(data)
+        changed[at] ^= 1
+        store.write(key, bytes(changed))
+        with pytest.raises(TableCorruptError, match="run again") as caught:
+            finish_table(store, spec, {}, version=2)
+        assert caught.value.objects == (key,)
+    store.write(key, data)
+    assert finish_table(store, spec, {}, version=2).bands == made.manifest.bands
+
+
+@FILES
+def test_nothing_is_read_before_the_manifest_is_there(
+    files: str, place: Place, store: Store, open_again: OpenAgain
+) -> None:
+    spec = spec_of("full fp16", files)
     with pytest.raises(TableNotFoundError, match="check the URL"):
         open_table(place[0], credentials=place[1])
     for band in range(2):
@@ -174,7 +203,7 @@ def test_nothing_is_read_before_the_manifest_is_there(place: Place, store: Store
 
 def test_versions(place: Place, store: Store) -> None:
     first = write_table(store, SPECS["full fp16"])
-    second = write_table(store, replace(SPECS["rank fp16"], plan_hash="another"), version=2, seed=1)
+    second = write_table(store, replace(spec_of("rank fp16", "parquet"), plan_hash="another"), version=2, seed=1)
     back = publish(store, replace(first.manifest, version=3))
     assert list_versions(store) == [1, 2, 3] and latest_version(store) == 3
     assert read_manifest(store, 2) == second.manifest and read_manifest(store) == back
@@ -245,8 +274,9 @@ def test_a_proxy_that_drops_conditions_is_found_out() -> None:
     assert [info.key for info in store.list("_build")] == []
 
 
-def test_damaged_receipts_count_as_not_written(store: Store) -> None:
-    spec = SPECS["full fp16"]
+@FILES
+def test_damaged_receipts_count_as_not_written(files: str, store: Store) -> None:
+    spec = spec_of("full fp16", files)
     write_table(store, spec)
     receipts = finished_shards(store, spec.plan_hash)
     assert sorted(receipts) == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -256,12 +286,13 @@ def test_damaged_receipts_count_as_not_written(store: Store) -> None:
     assert sorted(finished_shards(store, spec.plan_hash)) == [(1, 1)]
 
 
-def test_a_damaged_row_is_named(place: Place, store: Store) -> None:
-    made = write_table(store, SPECS["full fp16"])
+@FILES
+def test_a_damaged_row_is_named(files: str, place: Place, store: Store) -> None:
+    made = write_table(store, spec_of("full fp16", files))
     layout = made.manifest.bands[0].layout
     key = layout.shard_key(1)
     data = bytearray(store.read(key))
-    data[5 * layout.row_bytes + 3] ^= 4
+    data[layout.data_start(1) + 5 * layout.row_bytes + 3] ^= 4
     store.write(key, bytes(data))
     for way in ways(place[0]):
         with open_table(place[0], credentials=place[1], access=way) as table:  # type: ignore[arg-type]
@@ -278,9 +309,10 @@ def test_a_damaged_row_is_named(place: Place, store: Store) -> None:
         assert not np.array_equal(table.codes([133], 0), made.codes[0][[133]])
 
 
+@FILES
 @pytest.mark.parametrize("damage", ["missing", "short"])
-def test_a_missing_or_short_object_is_named(damage: str, place: Place, store: Store) -> None:
-    made = write_table(store, SPECS["full fp16"])
+def test_a_missing_or_short_object_is_named(damage: str, files: str, place: Place, store: Store) -> None:
+    made = write_table(store, spec_of("full fp16", files))
     key = made.manifest.bands[0].layout.shard_key(1)
     data = store.read(key)
     store.delete(key)
@@ -315,8 +347,9 @@ def test_wrong_values_are_refused(place: Place, store: Store) -> None:
         open_table(place[0], credentials=place[1], access="fast")  # type: ignore[arg-type]
 
 
-def test_wrong_shards_are_refused(store: Store) -> None:
-    spec = SPECS["full fp16"]
+@FILES
+def test_wrong_shards_are_refused(files: str, store: Store) -> None:
+    spec = spec_of("full fp16", files)
     tally = LayerTally(layer=0, squared_error=0.0, squared_rows=1.0, max_relative_error=0.0)
     for codes in (np.zeros((128, 31), np.float16), np.zeros((128, 32), np.float32), np.zeros((72, 32), np.float16)):
         with pytest.raises(ValueError, match=r"expected contiguous float16 \[128, 32\]"):

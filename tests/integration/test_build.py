@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from build_kit import contents, make_checkpoint, receipts
+from build_kit import contents, make_checkpoint
+from interrupt_kit import build_interrupted, finished_cells
 
-from tolbuild.build import WorkOrder
 from tolbuild.build_config import BuildConfig
 from tolbuild.checkpoint import open_checkpoint
-from tolbuild.drive.driver import build_table, thread_pool
-from tolbuild.drive.pool import Event, Pool
-from tolbuild.plan import Cell
+from tolbuild.drive.driver import build_table
 from tolbuild.rows import chunk_rows, compute_rows
 from tolbuild.run import main
 from tolbuild.table.errors import TableConflictError
@@ -47,50 +43,6 @@ def config(checkpoint: str, tmp_path: Path) -> BuildConfig:
     )
 
 
-class Interrupting:
-    """A real pool that reports so many events and is then interrupted, as by Ctrl-C."""
-
-    def __init__(self, pool: Pool, num_events: int) -> None:
-        self._pool = pool
-        self._left = num_events
-        self.num_workers = pool.num_workers
-        self.submitted: list[Cell] = []
-
-    def free(self) -> list[str]:
-        return self._pool.free()
-
-    def submit(self, worker: str, cell: Cell) -> None:
-        self.submitted.append(cell)
-        self._pool.submit(worker, cell)
-
-    def wait(self, timeout_s: float) -> list[Event]:
-        events = self._pool.wait(timeout_s)
-        self._left -= len(events)
-        if self._left <= 0:
-            raise KeyboardInterrupt
-        return events
-
-    def close(self, *, stopped: bool) -> None:
-        self._pool.close(stopped=stopped)
-
-
-def build_interrupted(config: BuildConfig, num_events: int) -> Interrupting | None:
-    """Build until so many cells are done; None where the build ended before."""
-    seen: list[Interrupting] = []
-
-    @contextmanager
-    def open_pool(config: BuildConfig, order: WorkOrder) -> Iterator[Pool]:
-        with thread_pool(config, order) as pool:
-            seen.append(Interrupting(pool, num_events))
-            yield seen[0]
-
-    try:
-        build_table(config, open_pool)
-    except KeyboardInterrupt:
-        return seen[0]
-    return None
-
-
 def chunk(config: BuildConfig) -> int:
     return chunk_rows(config.shard_rows)
 
@@ -111,6 +63,11 @@ def exact_rows(checkpoint: str, layer: int, chunk: int) -> torch.Tensor:
         {"rank": 24, "codes": "fp16"},
         {"rank": 24, "codes": "int8"},
         {"rank": 64, "codes": "fp32"},
+        {"rank": "full", "codes": "bf16"},
+        {"rank": 24, "codes": "bf16", "layout": "parquet"},
+        {"rank": 24, "codes": "int8", "row_scales": "never"},
+        {"rank": "full", "codes": "int4", "layout": "parquet"},
+        {"rank": 25, "codes": "int4"},
         {"drop_layers": (1,)},
         {"shard_rows": 64, "layers_per_band": 1},
         {"shard_rows": 2048, "layers_per_band": 9},
@@ -143,8 +100,10 @@ def test_full_rank_fp32_is_exact(config: BuildConfig) -> None:
             assert np.array_equal(table.rows(np.arange(1000), layers=[layer])[:, 0], exact_ND)
 
 
-@pytest.mark.parametrize("rank", ["full", 24])
-def test_the_bytes_do_not_depend_on_who_works(config: BuildConfig, tmp_path: Path, rank: object) -> None:
+@pytest.mark.parametrize(
+    "options", [{"rank": "full"}, {}, {"rank": "full", "codes": "int4", "layout": "parquet"}], ids=str
+)
+def test_the_bytes_do_not_depend_on_who_works(config: BuildConfig, tmp_path: Path, options: dict[str, object]) -> None:
     variants = [
         {"workers": 1},
         {"workers": 4},
@@ -154,7 +113,7 @@ def test_the_bytes_do_not_depend_on_who_works(config: BuildConfig, tmp_path: Pat
     found = []
     for index, variant in enumerate(variants):
         table = str(tmp_path / f"table-{index}")
-        build_table(replace(config, table=table, rank=rank, **variant))  # type: ignore[arg-type]
+        build_table(replace(config, table=table, **options, **variant))  # type: ignore[arg-type]
         found.append(contents(Path(table)))
     assert all(other == found[0] for other in found[1:])
     assert not any(key.startswith("_build") for key in found[0])
@@ -162,6 +121,8 @@ def test_the_bytes_do_not_depend_on_who_works(config: BuildConfig, tmp_path: Pat
 
 @pytest.mark.parametrize("seed", range(4))
 def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(config: BuildConfig, tmp_path: Path, seed: int) -> None:
+    if seed % 2:
+        config = replace(config, codes="int4", rank=45, layout="parquet")
     reference = replace(config, table=str(tmp_path / "reference"))
     build_table(reference)
     chance = random.Random(seed)
@@ -172,12 +133,6 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(config: BuildConfig, 
         assert list((tmp_path / "spool").glob(f"{PREFIX}*")) == []
         assert not list(table.glob("manifests/*"))
     assert contents(table) == contents(Path(reference.table))
-
-
-def finished_cells(table: Path) -> set[str]:
-    """Names of the cells that left a receipt or a partial result."""
-    shards = {f"{path.parent.name}-shard-{path.stem}" for path in receipts(table)}
-    return shards | {path.name for path in table.glob("_build/*/*-*") if path.parent.name != "tmp"}
 
 
 def test_damaged_beginnings_are_made_again(config: BuildConfig, tmp_path: Path) -> None:
@@ -220,9 +175,10 @@ def test_other_options_or_checkpoint_are_refused_unless_a_new_version(config: Bu
     back = build_table(replace(config, new_version=True)).manifest
     assert back is not None and first.manifest is not None
     assert back.version == 4 and back.bands == first.manifest.bands
-    for version, codes in ((1, np.int8), (2, np.float16), (3, np.int8), (4, np.int8)):
+    for version, codes in ((1, "int8"), (2, "float16"), (3, "int8"), (4, "int8")):
         with open_table(config.table, version=version) as table:
-            assert table.codes(np.arange(5), 0).dtype == codes
+            assert table.manifest.bands[0].dtype == codes
+            assert table.rows(np.arange(5)).any()
 
 
 def test_an_unfinished_build_of_other_options_is_refused(config: BuildConfig) -> None:

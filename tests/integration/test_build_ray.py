@@ -124,6 +124,27 @@ def test_a_killed_driver_is_resumed(
     wait_until_empty(spool)
 
 
+def test_ranks_by_a_budget_survive_a_killed_driver(head: RayHead, checkpoint: str, tmp_path: Path) -> None:
+    """Token counts and layer weights go to the workers through the store; one process makes the same bytes."""
+    (tmp_path / "counts.json").write_text(json.dumps([1000 / (1 + token) for token in range(1000)]))
+    (tmp_path / "layers.json").write_text("[0.001, 1, 0.001]")
+    line = ["--checkpoint", checkpoint, *OPTIONS, "--rank", "bytes:150kB", "--layers-per-band", "3", "--workers", "2"]
+    line += ["--weights", f"counts:{tmp_path / 'counts.json'}", "--layer-weights", str(tmp_path / "layers.json")]
+    table = tmp_path / "table"
+    with start_build(*line, "--table", str(table), environment=head.environment) as process:
+        wait_for_receipts(table, 2, process)
+        process.kill()
+    done = run_build(*line, "--table", str(table), environment=head.environment)
+    assert done.returncode == 0, done.stderr
+    assert "resuming" in done.stderr
+    alone = run_build(*line, "--table", str(tmp_path / "alone"), "--no-ray")
+    assert alone.returncode == 0, alone.stderr
+    made = {key: digest for key, digest in contents(table).items() if not key.startswith("_build/tmp/")}
+    assert made == contents(tmp_path / "alone")
+    layers = json.loads((table / "manifests/00000001.json").read_text())["body"]["layer_stats"]
+    assert layers[1]["rank"] == 64 and max(layers[0]["rank"], layers[2]["rank"]) < 64
+
+
 def wait_until_empty(spool: Path) -> None:
     """Ray ends a killed driver's workers on its own time; the next build removes what they spooled."""
     end = time.monotonic() + 30

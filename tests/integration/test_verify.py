@@ -18,6 +18,7 @@ from tolbuild.table.manifest import Manifest, manifest_key
 
 SPEC = table_spec(rank=4, dtype="int8")
 OTHER = table_spec(plan_hash="0ther0ther0ther0")
+PARQUET = table_spec(plan_hash="1nparquet1nparqu", rank=3, dtype="int4", files="parquet", token_scaled=(1,))
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,34 @@ def test_damage_to_any_object_is_found_and_named(damage: str, sound: Path, tmp_p
             if not key.startswith("manifests/"):
                 assert list(found) == [key]
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_parquet_files_is_found_and_named(damage: str, tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    write_table(store, PARQUET)
+    assert check_table(store).sound
+    for key in (key for key in files(tmp_path) if key.endswith(".parquet")):
+        data = (tmp_path / key).read_bytes()
+        DAMAGES[damage](tmp_path / key)
+        assert list(faults(tmp_path)) == [key]
+        (tmp_path / key).write_bytes(data)
+
+
+def test_every_byte_of_a_parquet_file_counts(tmp_path: Path) -> None:
+    made = write_table(open_store(tmp_path), PARQUET)
+    layout = made.manifest.bands[0].layout
+    path = tmp_path / layout.shard_key(1)
+    data, start, behind = path.read_bytes(), layout.data_start(1), layout.data_start(1) + layout.data_bytes(1)
+    for byte in [*range(start), start, behind - 1, *range(behind, len(data), 7), len(data) - 1]:
+        changed = bytearray(data)
+        changed[byte] ^= 2
+        path.write_bytes(changed)
+        reason = faults(tmp_path)[layout.shard_key(1)]
+        assert reason.startswith("damaged") and ("rows of 1 tokens" in reason) == (start <= byte < behind), (
+            byte,
+            reason,
+        )
 
 
 def test_every_single_bit_of_the_documents_counts(table: Path) -> None:
@@ -172,13 +201,18 @@ def test_rows_beyond_the_stated_error_name_their_shard(sound: Path) -> None:
     assert "token 100" in found[0].reason and "2.00e-01 is stated" in found[0].reason
 
 
-def test_inspect_tells_what_is_there(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_tells_what_is_there(sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert inspect.main([str(sound)]) == 0
     out = capsys.readouterr().out
     for part in ("-> version 3", "version 1, ", "V 200", "int8 x 9", "basis, mean, scaled", "left out: 2", "2.00e-01"):
         assert part in out, part
     assert inspect.main([str(sound), "--version", "2"]) == 0
     assert "identity, none, cast" in capsys.readouterr().out
+    write_table(open_store(tmp_path), PARQUET)
+    assert inspect.main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for part in ("int4 x 7", "parquet; basis, mean, scaled, s_token in layers 1", "parquet; basis, mean, scaled\n"):
+        assert part in out, part
     assert inspect.main([str(sound), "--version", "9"]) == 1
     assert "no version 9" in capsys.readouterr().err
     assert inspect.main([str(sound), "--version", "1", "--json"]) == 0

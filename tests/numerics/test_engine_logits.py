@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,15 @@ from engine_models import (
 )
 from torch import Tensor
 
+from tolbuild.build_config import BuildConfig
+from tolbuild.checkpoint import save_checkpoint
+from tolbuild.drive.driver import build_table
 from tolbuild.model import MemoryLLM
-from tolserve.engine.expand import LayerExpansion
+from tolbuild.table import open_table
+from tolserve.engine.expand import LayerExpansion, table_expansions
+from tolserve.engine.local_rows import LocalRows
 from tolserve.engine.request import RequestOutput, SamplingParams
+from tolserve.memory.spec import RowSpec
 
 TOLERANCE = 1e-4
 
@@ -135,6 +142,32 @@ def test_low_rank_codes_expand_to_their_rows(kind: str, dtype: str) -> None:
     model = tiny_model(kind)
     source, expansions, rows_VLD = low_rank(dense_rows(model), [12, 7, 48, 20, 1], dtype)
     check_all(model, 0.9 * rows_VLD, source=source, expansions=expansions, alpha=0.9, pinned_bands=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "codes", "pinned_bands"), [("memory", "int8", 0), ("flex", "fp16", 1), ("memory", "int4", 1)]
+)
+def test_a_built_table_with_whole_and_reduced_layers_in_one_band(
+    kind: str, codes: str, pinned_bands: int, tmp_path: Path
+) -> None:
+    """Ranks by a budget, from the build to the engine's logits, rows that arrive or lie on the device."""
+    model = tiny_model(kind)
+    save_checkpoint(tmp_path / "c", model.config, model.state_dict())
+    (tmp_path / "layers.json").write_text("[1e-9, 1, 1e-9, 1e-9, 1e-9]")
+    size = {"int4": 28_300, "int8": 37_000, "fp16": 48_000}[codes]
+    config = BuildConfig(
+        checkpoint=str(tmp_path / "c"), table=str(tmp_path / "t"), rank=f"bytes:{size}", codes=codes,  # type: ignore[arg-type]
+        layout="parquet" if codes == "int4" else "zarr",
+        layer_weights=tmp_path / "layers.json", layers_per_band=LAYERS_PER_BAND, shard_rows=64, no_ray=True, workers=1,
+    )  # fmt: skip
+    build_table(config)
+    with open_table(config.table) as table:
+        spec = RowSpec.from_manifest(table.manifest)
+        assert spec.bands[0].ranks[1] == WIDTH > spec.bands[0].ranks[0]
+        ids = np.arange(VOCAB_SIZE)
+        source = LocalRows(spec, [table.codes(ids, band.index).view(np.uint8) for band in spec.bands])
+        expansions, rows_VLD = table_expansions(table, NUM_LAYERS), torch.from_numpy(table.rows(ids))
+    check_all(model, 0.9 * rows_VLD, source=source, expansions=expansions, alpha=0.9, pinned_bands=pinned_bands)
 
 
 def test_integer_codes_at_full_rank() -> None:

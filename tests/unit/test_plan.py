@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tolbuild.build_config import BuildConfig
 from tolbuild.config import ModelConfig
 from tolbuild.drive.estimate import estimate
-from tolbuild.plan import MAX_SEGMENTS, make_plan, make_segments
+from tolbuild.grid import MAX_SEGMENTS, FitCell, RanksCell, ScaleCell, ShardCell, make_segments
+from tolbuild.plan import make_plan
 
 CONFIG = BuildConfig(checkpoint="c", table="t", rank=8, codes="int8", shard_rows=128, layers_per_band=2)
 
@@ -80,6 +81,11 @@ def test_the_hash_moves_with_what_changes_bytes_and_with_nothing_else() -> None:
         replace(CONFIG, rank=9),
         replace(CONFIG, rank=64),
         replace(CONFIG, codes="fp16"),
+        replace(CONFIG, codes="bf16"),
+        replace(CONFIG, codes="int4"),
+        replace(CONFIG, codes="int4", row_scales="never"),
+        replace(CONFIG, row_scales="never"),
+        replace(CONFIG, layout="parquet"),
         replace(CONFIG, shard_rows=192),
         replace(CONFIG, layers_per_band=3),
         replace(CONFIG, drop_layers=(1,)),
@@ -89,7 +95,68 @@ def test_the_hash_moves_with_what_changes_bytes_and_with_nothing_else() -> None:
     assert len(hashes | {plan.plan_hash}) == len(others) + 2
 
 
-@pytest.mark.parametrize(("codes", "has_fit"), [("fp32", False), ("fp16", False), ("int8", True)])
+def test_options_from_before_there_were_others_keep_their_hash() -> None:
+    full = replace(CONFIG, rank="full", codes="fp16", drop_layers=(3,))
+    assert make_plan(full, model(), "f").plan_hash == "165d47ed74a21056"
+
+
+@pytest.mark.parametrize("rank", ["energy:0.99", "bytes:120kB"])
+def test_before_pass_1_a_plan_has_the_largest_ranks_that_can_be(rank: str) -> None:
+    plan = make_plan(replace(CONFIG, rank=rank), model(), "f")
+    assert not plan.allocated and plan.ranks_cells() and plan.needs_sums
+    (most,) = {rank for band in plan.bands for rank in band.ranks}
+    cost = estimate(plan, spools=True)
+    assert most == (64 if rank == "energy:0.99" else 24)
+    assert cost.least_table_bytes < cost.table_bytes
+    final = plan.with_ranks([8, 16, 64, 24, 32])
+    assert final.allocated and final.plan_hash == plan.plan_hash
+    assert [final.is_whole(layer) for layer in range(5)] == [False, False, True, False, False]
+    assert [band.ranks for band in final.bands] == [(8, 16), (64, 24), (32,)]
+    with pytest.raises(ValueError, match="takes at least"):
+        make_plan(replace(CONFIG, rank="bytes:20kB"), model(), "f")
+
+
+def test_scales_wait_for_ranks_that_follow_from_spectra() -> None:
+    plan = make_plan(replace(CONFIG, rank="energy:0.99"), model(), "f")
+    assert plan.needs(ScaleCell(1)) == (FitCell(1), RanksCell())
+    assert set(plan.needs(ShardCell(1, 0))) == {FitCell(2), FitCell(3), RanksCell(), ScaleCell(2), ScaleCell(3)}
+    assert make_plan(CONFIG, model(), "f").scale_cells() == ()
+    assert make_plan(replace(CONFIG, rank="energy:0.99", codes="fp16"), model(), "f").scale_cells() == ()
+
+
+@pytest.mark.parametrize(
+    ("rank", "codes", "plan_hash"),
+    [
+        ("full", "fp32", "1f330a8c94b6ab65"),
+        ("full", "fp16", "956067f11fb61a04"),
+        ("full", "int8", "2ed9edcf285aeb86"),
+        (8, "fp32", "f9308fb23cc21449"),
+        (8, "fp16", "daa83fb0265d55c8"),
+        (8, "int8", "86696e454ea8e5f9"),
+    ],
+)
+def test_options_that_were_there_first_keep_their_hashes(rank: object, codes: str, plan_hash: str) -> None:
+    """So their tables are found complete and go on where they stopped. Codes of int8 had no scales by token then."""
+    config = replace(CONFIG, rank=rank, codes=codes, row_scales="never")  # type: ignore[arg-type]
+    plan = make_plan(config, model(), "f")
+    assert plan.plan_hash == plan_hash
+    assert set(plan.options) == {"rank", "codes", "layers_per_band", "shard_rows", "drop_layers"}
+    if codes != "int8":
+        assert make_plan(replace(config, row_scales="auto"), model(), "f") == plan
+
+
+def test_a_shard_that_no_parquet_page_holds_is_refused() -> None:
+    wide = replace(model(vocab_size=2**21), hidden_size=8192, num_attention_heads=64)
+    config = replace(CONFIG, rank="full", codes="fp32", layout="parquet", shard_rows=2**16)
+    with pytest.raises(ValueError, match=r"--shard-rows 65536 of 65,536 bytes do not fit .* at most 32704 do"):
+        make_plan(config, wide, "f")
+    make_plan(replace(config, shard_rows=32704), wide, "f")
+    make_plan(replace(config, layout="zarr"), wide, "f")
+
+
+@pytest.mark.parametrize(
+    ("codes", "has_fit"), [("fp32", False), ("bf16", False), ("fp16", False), ("int8", True), ("int4", True)]
+)
 def test_full_rank_has_no_pass_1_and_fits_only_scales(codes: str, has_fit: bool) -> None:
     plan = make_plan(replace(CONFIG, rank="full", codes=codes), model(), "f")  # type: ignore[arg-type]
     assert plan.sum_cells() == ()

@@ -12,7 +12,8 @@ from tolbuild.build_config import BuildConfig
 from tolbuild.config import ModelConfig
 from tolbuild.drive.pool import free_slots
 from tolbuild.drive.schedule import MAX_ATTEMPTS, Schedule
-from tolbuild.plan import FitCell, Plan, ShardCell, SumCell, make_plan
+from tolbuild.grid import FitCell, RanksCell, ShardCell, SumCell
+from tolbuild.plan import Plan, make_plan
 
 
 def make(vocab_size: int = 1000, layers: int = 3, **options: object) -> Plan:
@@ -32,7 +33,7 @@ def make(vocab_size: int = 1000, layers: int = 3, **options: object) -> Plan:
 @given(
     vocab_size=st.integers(1, 3000),
     layers=st.integers(1, 5),
-    rank=st.sampled_from(["full", 8]),
+    rank=st.sampled_from(["full", 8, "energy:0.9"]),
     codes=st.sampled_from(["fp32", "fp16", "int8"]),
     workers=st.integers(1, 5),
     seed=st.integers(0, 1000),
@@ -51,7 +52,8 @@ def test_every_cell_runs_once_after_what_it_needs(
         done = running.pop(chance.randrange(len(running)))
         schedule.finish(done)
         finished.append(done)
-    assert sorted(map(str, finished)) == sorted(map(str, (*plan.sum_cells(), *plan.fit_cells(), *plan.shard_cells())))
+    every = (*plan.sum_cells(), *plan.fit_cells(), *plan.ranks_cells(), *plan.shard_cells())
+    assert sorted(map(str, finished)) == sorted(map(str, every))
 
 
 def test_finished_cells_are_not_given_again() -> None:
@@ -63,6 +65,16 @@ def test_finished_cells_are_not_given_again() -> None:
 def test_sums_whose_fit_is_done_are_not_needed() -> None:
     plan = make(rank=8)
     assert SumCell(1, 0) not in Schedule(plan, [FitCell(1)]).total
+
+
+def test_no_codes_before_the_ranks_of_all_layers_are_known() -> None:
+    plan = make(rank="energy:0.9", layers_per_band=1)
+    fits = [FitCell(layer) for layer in range(3)]
+    schedule = Schedule(plan, fits)
+    assert schedule.take("a") == RanksCell() and schedule.take("b") is None
+    schedule.finish(RanksCell())
+    assert isinstance(schedule.take("b"), ShardCell)
+    assert RanksCell() not in Schedule(plan, [*fits, RanksCell()]).total
 
 
 def test_codes_are_made_before_more_sums_so_that_the_spool_stays_small() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tolbuild.bench import builds, machine, memory, reads, rows, svd, writes
+from tolbuild.bench import builds, machine, memory, reads, rows, s3_rows, svd, writes
 from tolbuild.bench.measure import say, show_ratio
 
 ASKED = {
@@ -30,6 +30,7 @@ ASKED = {
     "row_read_vs_preadv": "at most 1.5",
     "row_read_cold_vs_preadv": "at most 1.2",
     "write_vs_raw": "at least 0.6",
+    "s3_rows_vs_s3fs": "at least 2.5",
 }
 """The keys of the result, in order, and what the project asks of each at full size on a quiet machine."""
 
@@ -78,6 +79,7 @@ def _parts(*, quick: bool, device: torch.device, seed: int) -> dict[str, Part]:
         "memory": on_disk(memory.measure),
         "reads": on_disk(reads.measure),
         "writes": on_disk(writes.measure),
+        "s3": on_disk(s3_rows.measure),
         "builds": on_disk(builds.measure),
     }
 

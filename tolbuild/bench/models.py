@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import safetensors.torch
-import torch
-
-from tolbuild.checkpoint.shapes import expected_shapes
+from tolbuild.checkpoint.synthetic import write_synthetic
 from tolbuild.config import ModelConfig
 
 
@@ -24,12 +20,5 @@ def write_checkpoint(folder: Path, *, vocab_size: int, width: int, hidden: int, 
         intermediate_size=hidden,
         torch_dtype="bfloat16",
     )
-    draw = torch.Generator().manual_seed(seed)
-    tensors = {
-        name: (torch.ones(shape) if "norm" in name else 0.02 * torch.randn(shape, generator=draw)).bfloat16()
-        for name, shape in expected_shapes(config).items()
-    }
-    folder.mkdir(parents=True)
-    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    write_synthetic(folder, config, seed=seed)
     return str(folder)

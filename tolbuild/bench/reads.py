@@ -43,7 +43,7 @@ def measure(*, quick: bool, device: torch.device, seed: int, folder: Path) -> di
     num_shards = 1 if quick else 4
     vocab_size = num_shards * SHARD_ROWS
     say(f"reads: {ROWS_AT_ONCE} random rows of {ROW_BYTES >> 10} KiB out of {vocab_size:,}, {folder}")
-    bare = BareFiles(tuple(os.open(path, os.O_RDONLY) for path in write_table(folder, num_shards, seed)))
+    bare = BareFiles(tuple(os.open(folder / key, os.O_RDONLY) for key in write_table(folder, num_shards, seed)))
     plain = open_table(folder, check_rows=False)
     checked = open_table(folder, check_rows=True)
     try:

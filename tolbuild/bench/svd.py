@@ -47,8 +47,12 @@ def falling_rows(num_rows: int, width: int, seed: int) -> Tensor:
     return rows_VD
 
 
-def components(rows_VD: Tensor) -> tuple[LayerBasis, Tensor]:
-    """Basis of all D components and the codes [V, D], by the steps of a build: one thread a kernel."""
+def components(rows_VD: Tensor, rank: int | None = None) -> tuple[LayerBasis, Tensor]:
+    """Basis of the `rank` largest components (all D of them if None) and the codes [V, rank], by the steps of a build.
+
+    One thread a kernel, parallel over pieces of V.
+    """
+    rank = rank or rows_VD.shape[1]
     parts = rows_VD.chunk(SEGMENTS)
     on_gpu = rows_VD.is_cuda
     threads, lanes = torch.get_num_threads(), 1 if on_gpu else len(os.sched_getaffinity(0))
@@ -60,17 +64,17 @@ def components(rows_VD: Tensor) -> tuple[LayerBasis, Tensor]:
             for gram, total in sums[1:]:
                 gram_DD += gram
                 sum_D += total
-            basis = fit_basis(gram_DD, sum_D, len(rows_VD), rows_VD.shape[1])
-            codes_VD = torch.empty_like(rows_VD)
-            list(pool.map(lambda pair: pair[0].copy_(project(pair[1], basis)), _pieces(codes_VD, rows_VD)))
+            basis = fit_basis(gram_DD, sum_D, len(rows_VD), rank)
+            codes_VR = rows_VD.new_empty((len(rows_VD), rank))
+            list(pool.map(lambda pair: pair[0].copy_(project(pair[1], basis)), _pieces(codes_VR, rows_VD)))
     finally:
         torch.set_num_threads(threads)
-    return basis, codes_VD
+    return basis, codes_VR
 
 
-def _pieces(codes_VD: Tensor, rows_VD: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _pieces(codes_VR: Tensor, rows_VD: Tensor) -> list[tuple[Tensor, Tensor]]:
     size = len(rows_VD) if rows_VD.is_cuda else 2048
-    return [(codes_VD[start : start + size], rows_VD[start : start + size]) for start in range(0, len(rows_VD), size)]
+    return [(codes_VR[start : start + size], rows_VD[start : start + size]) for start in range(0, len(rows_VD), size)]
 
 
 def _sums(rows_ND: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from tolbuild.table.publish import publish
 from tolbuild.table.receipts import LayerTally
-from tolbuild.table.store import Store, open_store
-from tolbuild.table.writer import BandSpec, TableSpec, finish_table, write_shard
+from tolbuild.table.spec import BandSpec, TableSpec
+from tolbuild.table.store import Credentials, Store, open_store
+from tolbuild.table.writer import finish_table, write_shard
 
 WIDTH, LAYERS = 1024, 12
 ROW_BYTES = WIDTH * LAYERS * 2
@@ -51,13 +52,13 @@ def write_shards(store: Store, spec: TableSpec, codes_NC: Codes) -> None:
         write_shard(store, spec, 0, shard, codes_NC, tallies)
 
 
-def write_table(folder: Path, num_shards: int, seed: int) -> list[Path]:
-    """A published table in `folder`; returns the files of its shards, in order."""
+def write_table(place: Path | str, num_shards: int, seed: int, credentials: Credentials | None = None) -> list[str]:
+    """A published table in a folder or behind a URL; returns the keys of its shards, in order."""
     spec = table_spec(num_shards)
-    store = open_store(folder)
+    store = open_store(place, credentials)
     try:
         write_shards(store, spec, random_codes(seed))
-        publish(store, finish_table(store, spec, {}, version=1))
+        publish(store, finish_table(store, spec, {}, version=1), single_writer=True)
     finally:
         store.close()
-    return [folder / spec.layout(0).shard_key(shard) for shard in range(num_shards)]
+    return [spec.layout(0).shard_key(shard) for shard in range(num_shards)]

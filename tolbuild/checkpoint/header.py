@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,22 @@ class TensorInfo:
     def row_bytes(self) -> int:
         """Bytes of one step along the first dimension."""
         return math.prod(self.shape[1:]) * ITEM_BYTES[self.dtype]
+
+
+def make_header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """The start of a file, its length included, whose tensors lie one after another in the order given.
+
+    Args:
+        tensors: the format's type and the shape by name.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % PREFIX_BYTES)
+    return len(text).to_bytes(PREFIX_BYTES, "little") + text
 
 
 def header_length(prefix: bytes, file_bytes: int, where: str) -> int:

@@ -54,33 +54,38 @@ def save_checkpoint(
     config = replace(config, torch_dtype=dtype)
     store = open_store(url, credentials)
     try:
-        shards = plan_shards(state_dict, max_shard_bytes)
+        sizes = {name: tensor.nbytes for name, tensor in state_dict.items()}
+        shards = plan_shards(sizes, max_shard_bytes)
         store.delete("config.json")
-        _remove_other_files(store, {*shards, *([INDEX] if len(shards) > 1 else [])})
+        remove_other_files(store, {*shards, *([INDEX] if len(shards) > 1 else [])})
         for key, names in shards.items():
             tensors = {name: state_dict[name].detach().cpu().contiguous() for name in names}
             store.write(key, safetensors.torch.save(tensors, metadata={"format": "pt"}))
         if len(shards) > 1:
-            store.write(INDEX, _index(state_dict, shards))
+            store.write(INDEX, weights_index(sizes, shards))
         if tokenizer_json is not None:
             store.write("tokenizer.json", tokenizer_json.encode())
             store.write("tokenizer_config.json", _tokenizer_config(config, tokenizer_json))
-        store.write("config.json", _as_json({"architectures": ["MemoryLLM"], **config.to_dict()}))
-        _remove_scratch(store)
+        store.write("config.json", config_json(config))
+        remove_scratch(store)
     finally:
         store.close()
 
 
-def plan_shards(state_dict: Mapping[str, Tensor], max_shard_bytes: int) -> dict[str, list[str]]:
-    """Names of the tensors of each weight file, in the order of the state dict, files filled up to the bound."""
+def plan_shards(sizes: Mapping[str, int], max_shard_bytes: int) -> dict[str, list[str]]:
+    """Names of the tensors of each weight file, in the order given, files filled up to the bound.
+
+    Args:
+        sizes: bytes of each tensor.
+    """
     groups: list[list[str]] = [[]]
     held = 0
-    for name, tensor in state_dict.items():
-        if groups[-1] and held + tensor.nbytes > max_shard_bytes:
+    for name, num_bytes in sizes.items():
+        if groups[-1] and held + num_bytes > max_shard_bytes:
             groups.append([])
             held = 0
         groups[-1].append(name)
-        held += tensor.nbytes
+        held += num_bytes
     if len(groups) == 1:
         return {WEIGHTS: groups[0]}
     return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": names for i, names in enumerate(groups, start=1)}
@@ -93,9 +98,10 @@ def _check_state(config: ModelConfig, state_dict: Mapping[str, Tensor]) -> None:
         check_finite(tensor, name, "the state dict")
 
 
-def _index(state_dict: Mapping[str, Tensor], shards: Mapping[str, list[str]]) -> bytes:
-    total = sum(tensor.nbytes for tensor in state_dict.values())
+def weights_index(sizes: Mapping[str, int], shards: Mapping[str, list[str]]) -> bytes:
+    """model.safetensors.index.json of tensors of these bytes in these files."""
     weight_map = {name: key for key, names in shards.items() for name in names}
+    total = sum(sizes.values())
     return _as_json({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
 
 
@@ -114,18 +120,25 @@ def _tokenizer_config(config: ModelConfig, tokenizer_json: str) -> bytes:
     return _as_json(values)
 
 
+def config_json(config: ModelConfig) -> bytes:
+    """config.json of a checkpoint."""
+    return _as_json({"architectures": ["MemoryLLM"], **config.to_dict()})
+
+
 def _as_json(values: Mapping[str, object]) -> bytes:
+    """Readable JSON, as the files beside the weights have it."""
     return (json.dumps(values, indent=2) + "\n").encode()
 
 
-def _remove_other_files(store: Store, keep: set[str]) -> None:
+def remove_other_files(store: Store, keep: set[str]) -> None:
     """Weight files of an older checkpoint, which a reader could take for parts of this one."""
     for info in store.list():
         if _OURS.fullmatch(info.key) and info.key not in keep:
             store.delete(info.key)
 
 
-def _remove_scratch(store: Store) -> None:
+def remove_scratch(store: Store) -> None:
+    """The folder in which a local store's files stood until they were whole."""
     folder = store.local_path(SCRATCH)
     if folder is not None:
         with contextlib.suppress(OSError):  # another writer is at work there

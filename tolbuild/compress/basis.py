@@ -48,25 +48,30 @@ class LayerBasis:
         )
 
 
-def gram_update(gram_DD: Tensor, sum_D: Tensor, rows_ND: Tensor) -> None:
-    """Add rows^T @ rows to the upper triangle of `gram` and the rows' sum to `sum`, in place.
+def gram_update(gram_DD: Tensor, sum_D: Tensor, rows_ND: Tensor, weights_N: Tensor | None = None) -> None:
+    """Add rows^T @ diag(weights) @ rows to the upper triangle of `gram` and weights @ rows to `sum`, in place.
 
     Args:
         gram_DD: fp64. Only its upper triangle means anything afterwards.
         sum_D: fp64.
         rows_ND: fp32, any number of rows. How rows are cut into calls decides the last bits of the sums.
+        weights_N: fp64, at least 0; None counts every row once.
     """
     block = gram_DD.shape[0] if gram_DD.is_cuda else _GRAM_COLUMNS
-    for part_ND in torch.split(rows_ND, len(rows_ND) if gram_DD.is_cuda else _GRAM_ROWS):
-        x_ND = part_ND.double()
+    size = max(1, len(rows_ND)) if gram_DD.is_cuda else _GRAM_ROWS
+    for start in range(0, len(rows_ND), size):
+        x_ND = rows_ND[start : start + size].double()
+        root_N1 = None if weights_N is None else weights_N[start : start + size, None].sqrt()
+        if root_N1 is not None:
+            x_ND *= root_N1
         x_DN = x_ND.t()
         for left in range(0, len(gram_DD), block):
             gram_DD[left : left + block, left:].addmm_(x_DN[left : left + block], x_ND[:, left:])
-        sum_D += x_ND.sum(dim=0)
+        sum_D += (x_ND if root_N1 is None else x_ND.mul_(root_N1)).sum(dim=0)
 
 
 def fit_basis(gram_DD: Tensor, sum_D: Tensor, num_rows: int, rank: int) -> LayerBasis:
-    """Mean, leading components and energies of `num_rows` rows.
+    """Mean, leading components and energies of `num_rows` rows, or of rows whose weights sum to that.
 
     Args:
         gram_DD: fp64, rows^T @ rows; only the upper triangle is read.

@@ -17,14 +17,20 @@ from tolbuild.build import Worker, WorkOrder
 from tolbuild.build_config import BuildConfig
 from tolbuild.checkpoint import open_checkpoint
 from tolbuild.drive.commit import commit, remove_partials
-from tolbuild.drive.place import State, examine
-from tolbuild.drive.pool import Pool, ThreadPool, closing, run_schedule
-from tolbuild.drive.progress import Progress
+from tolbuild.drive.known import look, with_ranks_of
+from tolbuild.drive.owner import Claim, claimed
+from tolbuild.drive.place import State, examine, find_complete
+from tolbuild.drive.pool import Event, Pool, ThreadPool, closing, run_schedule
+from tolbuild.drive.progress import Progress, say
 from tolbuild.drive.schedule import Schedule
 from tolbuild.drive.summary import describe_plan, summarise
 from tolbuild.plan import Plan, make_plan
 from tolbuild.table.manifest import Manifest
-from tolbuild.table.store import Credentials, open_store
+from tolbuild.table.publish import probe_conditional_put
+from tolbuild.table.stats import LayerEnergy, table_energies
+from tolbuild.table.store import Credentials, Store, open_store
+from tolbuild.weighting import Weighting, load_weighting
+from tolbuild.worker.partials import pack, weights_key
 
 OpenPool = Callable[[BuildConfig, WorkOrder], AbstractContextManager[Pool]]
 
@@ -34,7 +40,7 @@ class BuildResult:
     """What a build did.
 
     manifest: of the version that now holds the table; None after a dry run. published: whether this run made it.
-    seconds: wall time of `open`, `cells` and `commit`, and worker time of `sums`, `fits`, `codes`, `transfer`.
+    seconds: wall time of `open`, `cells` and `commit`, and worker time of each stage and `transfer`.
     """
 
     plan: Plan
@@ -60,17 +66,79 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
 
     Raises:
         ValueError: options that fit no table of this checkpoint.
-        TableConflictError: another table is at the place.
+        TableConflictError: another table is at the place, or another process took the build over.
         ToLError: checkpoint or store failed; what was finished stays, and the same call goes on from there.
     """
     began = time.perf_counter()
     credentials = Credentials.from_environment()
     checkpoint = open_checkpoint(config.checkpoint, credentials=credentials)
-    plan = make_plan(config, checkpoint.config, checkpoint.fingerprint)
-    spools = plan.needs_sums and (config.rows == "spool" or (config.rows == "auto" and not _on_gpu(config)))
+    weighting = load_weighting(
+        config, checkpoint.config.vocab_size, checkpoint.config.num_hidden_layers, checkpoint.fingerprint
+    )
+    plan = make_plan(config, checkpoint.config, checkpoint.fingerprint, weighting)
     if config.dry_run:
-        return BuildResult(plan=plan, manifest=None, published=False, text=describe_plan(plan, spools=spools))
-    order = WorkOrder(
+        return _dry_run(plan, absolute(config.table), credentials, spools=_spools(config, plan))
+    order = _order(config, plan, credentials)
+    store = open_store(order.table, credentials)
+    try:
+        complete = find_complete(store, plan)
+        if complete is not None:
+            remove_partials(store, plan)
+            return _already_there(plan, complete, store.url)
+        if not config.single_writer:
+            probe_conditional_put(store)
+        with claimed(store, plan.plan_hash, task="python -m tolbuild.run", say=say, beside=config.new_version) as claim:
+            assert claim is not None, "a claim that waits is had in the end"
+            return _build(store, config, order, weighting, claim, open_pool, began)
+    finally:
+        store.close()
+
+
+def _build(
+    store: Store,
+    config: BuildConfig,
+    order: WorkOrder,
+    weighting: Weighting,
+    claim: Claim,
+    open_pool: OpenPool,
+    began: float,
+) -> BuildResult:
+    """Build a plan that is owned by this process."""
+    plan = order.plan
+    state = examine(store, plan, new_version=config.new_version)
+    if state.complete is not None:
+        return _already_there(plan, state.complete, store.url)
+    if weighting.token_weights_V is not None:
+        store.write(weights_key(plan), pack({"weights": torch.from_numpy(weighting.token_weights_V)}))
+    opened = time.perf_counter()
+    progress = Progress(plan, Schedule(plan, state.done).total, spools=_spools(config, plan))
+    _run_cells(order, state, open_pool(config, order), progress, claim)
+    ran = time.perf_counter()
+    claim.confirm()
+    committed = commit(store, plan, state, single_writer=config.single_writer)
+    if not committed.by_us:
+        return _already_there(plan, committed.manifest, store.url)
+    manifest, ended = committed.manifest, time.perf_counter()
+    plan, energies = with_ranks_of(plan, manifest), table_energies(store, manifest)
+    seconds = {"open": opened - began, "cells": ran - opened, "commit": ended - ran} | dict(progress.seconds)
+    text = summarise(plan, manifest, store.url, energies, seconds=seconds, num_resumed=len(state.done))
+    return BuildResult(plan=plan, manifest=manifest, published=True, seconds=seconds, text=text)
+
+
+def _dry_run(plan: Plan, table: str, credentials: Credentials | None, *, spools: bool) -> BuildResult:
+    """The plan in words, with what an earlier run of it has left at the table's place."""
+    energies: dict[int, LayerEnergy] = {}
+    if plan.needs_sums:
+        store = open_store(table, credentials)
+        try:
+            plan, energies = look(store, plan)
+        finally:
+            store.close()
+    return BuildResult(plan=plan, manifest=None, published=False, text=describe_plan(plan, energies, spools=spools))
+
+
+def _order(config: BuildConfig, plan: Plan, credentials: Credentials | None) -> WorkOrder:
+    return WorkOrder(
         plan=plan,
         checkpoint=absolute(config.checkpoint),
         table=absolute(config.table),
@@ -81,28 +149,24 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
         spool_dir=config.spool_dir,
         spool_bytes=int(config.spool_gb * 1e9),
     )
-    store = open_store(order.table, credentials)
-    try:
-        state = examine(store, plan, new_version=config.new_version)
-        if state.complete is not None:
-            remove_partials(store, plan)
-            version = state.complete.version
-            text = f"already complete: {store.url} version {version} is this checkpoint with these options"
-            return BuildResult(plan=plan, manifest=state.complete, published=False, text=text)
-        opened = time.perf_counter()
-        progress = Progress(plan, Schedule(plan, state.done).total, spools=spools)
-        _run_cells(order, state, open_pool(config, order), progress)
-        ran = time.perf_counter()
-        manifest = commit(store, plan, state)
-        ended = time.perf_counter()
-    finally:
-        store.close()
-    seconds = {"open": opened - began, "cells": ran - opened, "commit": ended - ran} | dict(progress.seconds)
-    text = summarise(plan, manifest, store.url, seconds=seconds, num_resumed=len(state.done))
-    return BuildResult(plan=plan, manifest=manifest, published=True, seconds=seconds, text=text)
 
 
-def _run_cells(order: WorkOrder, state: State, opened: AbstractContextManager[Pool], progress: Progress) -> None:
+def _already_there(plan: Plan, manifest: Manifest, url: str) -> BuildResult:
+    text = f"already complete: {url} version {manifest.version} is this checkpoint with these options"
+    return BuildResult(plan=with_ranks_of(plan, manifest), manifest=manifest, published=False, text=text)
+
+
+def _spools(config: BuildConfig, plan: Plan) -> bool:
+    return plan.needs_sums and (config.rows == "spool" or (config.rows == "auto" and not _on_gpu(config)))
+
+
+def _run_cells(
+    order: WorkOrder, state: State, opened: AbstractContextManager[Pool], progress: Progress, claim: Claim
+) -> None:
+    def on_event(event: Event) -> None:
+        claim.check()
+        progress.event(event)
+
     schedule = Schedule(order.plan, state.done)
     if state.earlier is not None:
         progress.say(f"version {state.earlier.version} is this checkpoint with these options: publishing it again")
@@ -114,7 +178,7 @@ def _run_cells(order: WorkOrder, state: State, opened: AbstractContextManager[Po
     try:
         with opened as pool:
             progress.start(pool)
-            run_schedule(schedule, pool, progress.event)
+            run_schedule(schedule, pool, on_event)
     finally:
         progress.close()
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tolbuild.plan import Cell, Plan, ShardCell
+from tolbuild.drive.owner import owners
+from tolbuild.grid import Cell, ShardCell
+from tolbuild.plan import Plan
 from tolbuild.table.errors import TableConflictError
 from tolbuild.table.manifest import Manifest
 from tolbuild.table.publish import list_versions, read_manifest
 from tolbuild.table.receipts import finished_shards
 from tolbuild.table.store import Store
 from tolbuild.worker.partials import build_prefix
+
+_USUAL = {"row_scales": "never", "layout": "zarr", "weights": "uniform", "layer_weights": "none"}
+"""Options that manifests name only where they are something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,18 @@ class State:
     next_version: int = 1
 
 
+def find_complete(store: Store, plan: Plan) -> Manifest | None:
+    """The latest version, where it is of this very plan.
+
+    Raises:
+        TableCorruptError: its manifest is damaged.
+        StoreError: the place cannot be reached.
+    """
+    versions = list_versions(store)
+    latest = read_manifest(store, versions[-1]) if versions else None
+    return latest if latest is not None and latest.plan_hash == plan.plan_hash else None
+
+
 def examine(store: Store, plan: Plan, *, new_version: bool) -> State:
     """Look at the place: its manifests, and the names and receipts of this plan.
 
@@ -41,7 +58,10 @@ def examine(store: Store, plan: Plan, *, new_version: bool) -> State:
         return State(complete=latest, next_version=latest.version)
     if not new_version:
         if latest is not None:
-            raise TableConflictError(_difference(store, plan, latest))
+            raise TableConflictError(
+                f"{store.url} version {latest.version} {_difference(plan, latest)}; give another --table, or "
+                f"--new-version to publish this one as version {latest.version + 1}"
+            )
         _refuse_other_beginnings(store, plan)
     older = (read_manifest(store, version) for version in reversed(versions[:-1]))
     earlier = next((manifest for manifest in older if manifest.plan_hash == plan.plan_hash), None)
@@ -53,28 +73,31 @@ def _done(store: Store, plan: Plan) -> frozenset[Cell]:
     """Cells with a durable result: valid receipts, and partial results by name (their readers check the bytes)."""
     shards = {ShardCell(band, shard) for band, shard in finished_shards(store, plan.plan_hash)}
     names = {info.key.rpartition("/")[2] for info in store.list(build_prefix(plan))}
-    begun: tuple[Cell, ...] = (*plan.sum_cells(), *plan.fit_cells())
+    begun: tuple[Cell, ...] = (*plan.sum_cells(), *plan.fit_cells(), *plan.ranks_cells(), *plan.scale_cells())
     return frozenset([*shards, *(cell for cell in begun if cell.name in names)])
 
 
-def _difference(store: Store, plan: Plan, latest: Manifest) -> str:
+def _difference(plan: Plan, latest: Manifest) -> str:
+    """What a version is that is not of this plan, in words that follow its name."""
     if latest.model_fingerprint != plan.fingerprint:
-        why = f"is of another checkpoint ({latest.model_fingerprint[:12]}..., not {plan.fingerprint[:12]}...)"
-    else:
-        pairs = [(name, latest.options.get(name), value) for name, value in plan.options.items()]
-        differing = [f"{name} {there}, not {value}" for name, there, value in pairs if there != value]
-        why = f"has other options ({'; '.join(differing) or 'made by another version of this program'})"
-    return (
-        f"{store.url} version {latest.version} {why}; give another --table, or --new-version to publish this one as "
-        f"version {latest.version + 1}"
-    )
+        return f"is of another checkpoint ({latest.model_fingerprint[:12]}..., not {plan.fingerprint[:12]}...)"
+    there, ours = _USUAL | latest.options, _USUAL | plan.options
+    names = list(dict.fromkeys([*plan.options, *_USUAL]))
+    if there.get("codes") != ours["codes"]:
+        names.remove("row_scales")
+    differing = [f"{name} {there.get(name)}, not {ours[name]}" for name in names if there.get(name) != ours[name]]
+    return f"has other options ({'; '.join(differing) or 'made by another version of this program'})"
 
 
 def _refuse_other_beginnings(store: Store, plan: Plan) -> None:
+    """Refuse a place where another plan was begun, unless a running build means to publish that one beside others."""
     begun = {info.key.split("/")[1] for prefix in ("_build", "receipts") for info in store.list(prefix)}
-    others = sorted(name for name in begun - {plan.plan_hash} if not name.startswith(("tmp", "probe-")))
-    if others:
+    for name in sorted(name for name in begun - {plan.plan_hash, "tmp"} if not name.startswith("probe-")):
+        running = owners(store, name)
+        if any(mark.beside for mark in running):
+            continue
+        who = f"in work by {', '.join(mark.owner for mark in running)}" if running else "finish it with its own command"
         raise TableConflictError(
-            f"{store.url} holds an unfinished build with other options or of another checkpoint (plan {others[0]}, "
-            f"this one is {plan.plan_hash}); finish it with its own command, give another --table, or add --new-version"
+            f"{store.url} holds an unfinished build with other options or of another checkpoint (plan {name}, "
+            f"this one is {plan.plan_hash}): {who}, give another --table, or add --new-version"
         )

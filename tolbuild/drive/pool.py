@@ -12,7 +12,7 @@ from typing import Protocol
 
 from tolbuild.build import IN_FLIGHT, CellReport, Worker
 from tolbuild.drive.schedule import Schedule
-from tolbuild.plan import Cell
+from tolbuild.grid import Cell
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,19 @@ from typing import Any, TextIO
 from tolbuild.build import CellReport
 from tolbuild.drive.estimate import cell_weight
 from tolbuild.drive.pool import Event, Pool, WorkerLost
-from tolbuild.plan import Cell, FitCell, Plan, ShardCell, SumCell
+from tolbuild.grid import Cell, FitCell, RanksCell, ScaleCell, ShardCell, SumCell
+from tolbuild.plan import Plan
 
 LINE_EVERY_S = 5.0
 """Time between two lines of a log."""
 
-STAGES: dict[type[Cell], str] = {SumCell: "sums", FitCell: "fits", ShardCell: "codes"}
+STAGES: dict[type[Cell], str] = {
+    SumCell: "sums",
+    FitCell: "fits",
+    RanksCell: "ranks",
+    ScaleCell: "scales",
+    ShardCell: "codes",
+}
 
 
 class Progress:
@@ -92,6 +99,11 @@ class Progress:
         self.written_bytes += report.written_bytes
         self.seconds[stage] += report.compute_s
         self.seconds["transfer"] += report.transfer_s
+
+
+def say(text: str) -> None:
+    """A line before there is any progress to show."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _rich_bar(stream: TextIO, work: float) -> tuple[Any, Any]:

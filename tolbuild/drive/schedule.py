@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from tolbuild.plan import Cell, FitCell, Plan, ShardCell, SumCell
+from tolbuild.grid import Cell, FitCell, RanksCell, ShardCell, SumCell
+from tolbuild.plan import Plan
 
 MAX_ATTEMPTS = 4
 """Times that one cell may lose its worker before the cell itself is held to be the cause."""
@@ -31,7 +32,9 @@ class Schedule:
         self._running: dict[Cell, str] = {}
         self._last_place: dict[str, int] = {}
         self._attempts: Counter[Cell] = Counter()
-        self.total: tuple[Cell, ...] = (*sums, *fits, *shards)
+        ranks = [cell for cell in plan.ranks_cells() if cell not in finished]
+        scales = [cell for cell in plan.scale_cells() if cell not in finished]
+        self.total: tuple[Cell, ...] = (*sums, *fits, *ranks, *scales, *shards)
         left = set(self.total)
         for cell in self.total:
             missing = {need for need in plan.needs(cell) if need in left}
@@ -83,16 +86,20 @@ class Schedule:
         return lost
 
     def _preference(self, cell: Cell, mine: int | None, busy: Counter[int]) -> tuple[int, bool, int, tuple[int, ...]]:
-        stage = 0 if isinstance(cell, ShardCell) else 1 if isinstance(cell, FitCell) else 2
+        stage = 0 if isinstance(cell, ShardCell) else 2 if isinstance(cell, SumCell) else 1
         place = self._place(cell)
         return stage, place != mine, busy[place], _order(cell)
 
     def _place(self, cell: Cell) -> int:
         """What a worker has to load for a cell: the layer, or for codes the band's (numbered below zero)."""
+        if isinstance(cell, RanksCell):
+            return 0
         return -1 - cell.band if isinstance(cell, ShardCell) else cell.layer
 
 
 def _order(cell: Cell) -> tuple[int, ...]:
     if isinstance(cell, ShardCell):
         return cell.band, cell.shard
+    if isinstance(cell, RanksCell):
+        return ()
     return (cell.layer, cell.segment) if isinstance(cell, SumCell) else (cell.layer,)

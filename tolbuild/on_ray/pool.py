@@ -14,8 +14,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from tolbuild.build import IN_FLIGHT, CellReport, Worker, WorkOrder
 from tolbuild.build_config import BuildConfig
 from tolbuild.drive.pool import Event, Pool, WorkerLost, closing, free_slots
+from tolbuild.grid import Cell
 from tolbuild.on_ray.connect import NoClusterError, Resources, claim
-from tolbuild.plan import Cell
 
 MAX_DEATHS_IN_A_ROW = 6
 """Workers that may die one after another without a finished cell before the cluster is held to be unfit."""
@@ -104,10 +104,15 @@ class RayPool:
         return [event for ref in {*done, *more} if (event := self._outcome(ref)) is not None]
 
     def close(self, *, stopped: bool) -> None:
-        """See Pool."""
-        ends = [actor.end.remote(stopped) for actor in self._actors.values()]
-        if ends:
-            ray.wait(ends, num_returns=len(ends), timeout=STOP_S if stopped else END_S)
+        """See Pool. A worker that waits for room, as after the loss of a node, may never start: it gets less time."""
+        starting = set(self._starting.values())
+        ready = [actor.end.remote(stopped) for name, actor in self._actors.items() if name not in starting]
+        others = [self._actors[name].end.remote(stopped) for name in starting]
+        if stopped:
+            _wait_for([*ready, *others], STOP_S)
+        else:
+            _wait_for(ready, END_S)
+            _wait_for(others, STOP_S)
         for actor in self._actors.values():
             ray.kill(actor)
         self._actors.clear()
@@ -152,3 +157,8 @@ class RayPool:
         self._starting = {ref: owner for ref, owner in self._starting.items() if owner != name}
         self._start_worker()
         return WorkerLost(name, reason)
+
+
+def _wait_for(calls: list[Any], timeout_s: float) -> None:
+    if calls:
+        ray.wait(calls, num_returns=len(calls), timeout=timeout_s)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolbuild.table.errors import ObjectNotFoundError, StoreError, TableCorruptError
-from tolbuild.table.layout import Ids, ShardedLayout
+from tolbuild.table.layout import Ids, RowLayout
 from tolbuild.table.local_store import LocalStore
 from tolbuild.table.positioned import read_at
 from tolbuild.table.store import Store
@@ -31,10 +31,10 @@ PARALLEL_SHARDS = 16
 class Access(Protocol):
     """How codes are read. May be used by several threads."""
 
-    def gather(self, layout: ShardedLayout, shards: Ids, starts: Ids, out: Bytes) -> None:
-        """Fill each row of `out` [n, bytes] from byte `starts[i]` of shard `shards[i]`.
+    def gather(self, layout: RowLayout, shards: Ids, starts: Ids, out: Bytes) -> None:
+        """Fill each row of `out` [n, bytes] from byte `starts[i]` behind the first row of shard `shards[i]`.
 
-        `bytes` are those of a row or of a block, and every start is a multiple of them.
+        `bytes` are those of a row or of a whole block, and every start is a multiple of them.
 
         Raises:
             TableCorruptError: an object is missing or has another size than it must have.
@@ -68,7 +68,7 @@ class FileAccess:
         self._kept: dict[tuple[str, int], int] = {}
         self._lock = threading.Lock()
 
-    def gather(self, layout: ShardedLayout, shards: Ids, starts: Ids, out: Bytes) -> None:
+    def gather(self, layout: RowLayout, shards: Ids, starts: Ids, out: Bytes) -> None:
         """See Access."""
         kept, prefix = self._kept, layout.prefix
         with ExitStack() as opened:
@@ -78,11 +78,11 @@ class FileAccess:
                 by_shard = {shard: self._open(layout, shard, opened) for shard in np.unique(shards).tolist()}
                 descriptors = [by_shard[shard] for shard in shards.tolist()]
             try:
-                read_at(descriptors, starts.tolist(), list(out))
+                read_at(descriptors, (starts + layout.data_starts[shards]).tolist(), list(out))
             except (OSError, EOFError) as error:
                 raise StoreError(f"reading {self._store.url}/{layout.prefix}: {error}") from error
 
-    def _open(self, layout: ShardedLayout, shard: int, opened: ExitStack) -> int:
+    def _open(self, layout: RowLayout, shard: int, opened: ExitStack) -> int:
         found = self._kept.get((layout.prefix, shard))
         if found is not None:
             return found
@@ -109,21 +109,22 @@ class MappedAccess:
         self._store = store
         self._maps: dict[tuple[str, int], Bytes] = {}
 
-    def gather(self, layout: ShardedLayout, shards: Ids, starts: Ids, out: Bytes) -> None:
+    def gather(self, layout: RowLayout, shards: Ids, starts: Ids, out: Bytes) -> None:
         """See Access."""
         if not len(shards):
             return
         width = out.shape[1]
         first = int(shards[0])
         if (shards == first).all():
-            rows = self._map(layout, first).reshape(-1, width)
+            mapped = self._map(layout, first)
+            rows = mapped[: len(mapped) // width * width].reshape(-1, width)
             rows.take(starts // width, axis=0, out=out, mode="clip")
             return
-        mapped = {shard: self._map(layout, shard) for shard in np.unique(shards).tolist()}
+        maps = {shard: self._map(layout, shard) for shard in np.unique(shards).tolist()}
         for row, shard, start in zip(out, shards.tolist(), starts.tolist(), strict=True):
-            row[:] = mapped[shard][start : start + width]
+            row[:] = maps[shard][start : start + width]
 
-    def _map(self, layout: ShardedLayout, shard: int) -> Bytes:
+    def _map(self, layout: RowLayout, shard: int) -> Bytes:
         found = self._maps.get((layout.prefix, shard))
         if found is None:
             descriptor = _open_checked(self._store, layout, shard)
@@ -133,7 +134,8 @@ class MappedAccess:
                 raise StoreError(f"mapping {self._store.url}/{layout.shard_key(shard)}: {error}") from error
             finally:
                 os.close(descriptor)
-            found = np.frombuffer(mapped, np.uint8)[: layout.data_bytes(shard)]
+            start = layout.data_start(shard)
+            found = np.frombuffer(mapped, np.uint8)[start : start + layout.data_bytes(shard)]
             self._maps[layout.prefix, shard] = found
         return found
 
@@ -149,19 +151,20 @@ class RangeAccess:
         self._store = store
         self._pool = ThreadPoolExecutor(PARALLEL_SHARDS, thread_name_prefix="ranges")
 
-    def gather(self, layout: ShardedLayout, shards: Ids, starts: Ids, out: Bytes) -> None:
+    def gather(self, layout: RowLayout, shards: Ids, starts: Ids, out: Bytes) -> None:
         """See Access."""
 
         def read(shard: int) -> None:
             places = np.flatnonzero(shards == shard)
+            wanted = starts[places] + layout.data_start(shard)
             with _explained(self._store, layout, shard):
-                self._store.read_scattered(layout.shard_key(shard), starts[places], [out[place] for place in places])
+                self._store.read_scattered(layout.shard_key(shard), wanted, [out[place] for place in places])
 
-        wanted = np.unique(shards).tolist()
-        if len(wanted) == 1:
-            read(wanted[0])
+        touched = np.unique(shards).tolist()
+        if len(touched) == 1:
+            read(touched[0])
         else:
-            for done in [self._pool.submit(read, shard) for shard in wanted]:
+            for done in [self._pool.submit(read, shard) for shard in touched]:
                 done.result()
 
     def close(self) -> None:
@@ -169,7 +172,7 @@ class RangeAccess:
         self._pool.shutdown()
 
 
-def _open_checked(store: LocalStore, layout: ShardedLayout, shard: int) -> int:
+def _open_checked(store: LocalStore, layout: RowLayout, shard: int) -> int:
     """A descriptor of a shard file that has its full length (a map of a short one would kill the process)."""
     key = layout.shard_key(shard)
     try:
@@ -186,7 +189,7 @@ def _open_checked(store: LocalStore, layout: ShardedLayout, shard: int) -> int:
 
 
 @contextmanager
-def _explained(store: Store, layout: ShardedLayout, shard: int) -> Iterator[None]:
+def _explained(store: Store, layout: RowLayout, shard: int) -> Iterator[None]:
     """A failed read of a missing or short object is a corrupt table, not a failing store."""
     key = layout.shard_key(shard)
     try:

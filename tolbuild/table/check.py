@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolbuild.table import crc32c
+from tolbuild.table.arrays import ObjectSum
 from tolbuild.table.errors import FormatError, StoreError, TableCorruptError
-from tolbuild.table.layout import ShardedLayout
-from tolbuild.table.manifest import Manifest, ObjectSum, manifest_key
-from tolbuild.table.publish import list_versions, read_manifest
+from tolbuild.table.layout import RowLayout
+from tolbuild.table.manifest import Manifest, manifest_key
+from tolbuild.table.publish import PROBES, list_versions, read_manifest
 from tolbuild.table.reader import read_array
 from tolbuild.table.receipts import ShardReceipt, in_parallel
 from tolbuild.table.store import Store
@@ -57,7 +57,7 @@ class Expected:
     """What an object must be. `sums` are of the rows of a shard, where it is one."""
 
     object: ObjectSum
-    layout: ShardedLayout | None = None
+    layout: RowLayout | None = None
     shard: int = 0
     sums: NDArray[np.uint32] | None = None
 
@@ -134,8 +134,8 @@ def _sort_others(
     for key in others:
         top, _, rest = key.partition("/")
         plan_hash = rest.partition("/")[0]
-        if top == "_build":
-            unfinished.setdefault("_build", []).append(key)
+        if top in ("_build", PROBES):
+            unfinished.setdefault(top, []).append(key)
         elif top not in ("arrays", "receipts") or "/" not in rest:
             found.fault(key, "unexpected: does not belong to a table")
         elif plan_hash in published:
@@ -145,7 +145,7 @@ def _sort_others(
     for name, keys in unfinished.items():
         size = sum(there[key] for key in keys)
         found.notes.append(f"{len(keys)} objects ({size:,} bytes) of a build that is not published: {name}")
-        if name != "_build":
+        if name not in ("_build", PROBES):
             _expect_unpublished(store, name, keys, expected, found)
 
 
@@ -182,40 +182,54 @@ def _check_object(store: Store, there: Mapping[str, int], item: Expected) -> Fau
 
 
 def _check_bytes(store: Store, item: Expected) -> Fault | None:
-    wanted, layout = item.object, item.layout
-    total, end = 0, 0 if layout is None else layout.rows_in(item.shard) * layout.row_bytes
-    bad_rows: list[int] = []
-    for start, piece in _pieces(store, wanted, end, 1 if layout is None else layout.row_bytes):
-        if layout is not None and start < end:
-            sums = crc32c.of_rows(piece.reshape(-1, layout.row_bytes))
-            first = start // layout.row_bytes
-            if item.sums is not None:
-                bad = np.flatnonzero(sums != item.sums[first : first + len(sums)])
-                bad_rows += (bad + first + item.shard * layout.shard_rows).tolist()
-            total = crc32c.joined(total, crc32c.of_joined(sums, layout.row_bytes), piece.size)
-        else:
+    if item.layout is None:
+        total = 0
+        for _, piece in _pieces(store, item.object.key, 0, item.object.size, 1):
             total = crc32c.joined(total, crc32c.value(piece), piece.size)
-    if total != wanted.crc32c:
-        rows = f"; rows of {len(bad_rows)} tokens, {bad_rows[0]} first" if bad_rows else ""
-        reason = f"damaged: CRC-32C {total:08x}, must be {wanted.crc32c:08x}{rows}"
-        return Fault(key=wanted.key, reason=reason, crc32c=total)
+        return _damaged(item.object, total, [])
+    return _check_shard(store, item, item.layout)
+
+
+def _check_shard(store: Store, item: Expected, layout: RowLayout) -> Fault | None:
+    key, start = item.object.key, layout.data_start(item.shard)
+    behind = start + layout.data_bytes(item.shard)
+    head, tail = np.empty(start, np.uint8), np.empty(item.object.size - behind, np.uint8)
+    store.read_scattered(key, np.array([0, behind]), [head, tail])
+    total, bad_rows = crc32c.value(head), list[int]()
+    for first_byte, piece in _pieces(store, key, start, behind, layout.row_bytes):
+        sums = crc32c.of_rows(piece.reshape(-1, layout.row_bytes))
+        first = (first_byte - start) // layout.row_bytes
+        if item.sums is not None:
+            bad = np.flatnonzero(sums != item.sums[first : first + len(sums)])
+            bad_rows += (bad + first + item.shard * layout.shard_rows).tolist()
+        total = crc32c.joined(total, crc32c.of_joined(sums, layout.row_bytes), piece.size)
+    damaged = _damaged(item.object, crc32c.joined(total, crc32c.value(tail), tail.size), bad_rows)
+    if damaged is not None:
+        return damaged
     if bad_rows:
-        return Fault(key=wanted.key, reason=f"differs from the row checksums from token {bad_rows[0]} on")
-    if layout is not None and not bytes(piece).endswith(layout.shard_index(item.shard)):
-        return Fault(key=wanted.key, reason="its shard index does not say that rows lie one after another")
-    return None
+        return Fault(key=key, reason=f"differs from the row checksums from token {bad_rows[0]} on")
+    try:
+        found = layout.start_by_frame(item.shard, head.tobytes(), tail.tobytes())
+    except ValueError as error:
+        return Fault(key=key, reason=str(error))
+    return None if found == start else Fault(key=key, reason=f"its rows begin at byte {found}; {start} is stated")
 
 
-def _pieces(store: Store, wanted: ObjectSum, end: int, unit: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """The object in pieces of some 8 MiB: whole units up to `end`, then what follows."""
+def _damaged(wanted: ObjectSum, total: int, bad_rows: list[int]) -> Fault | None:
+    if total == wanted.crc32c:
+        return None
+    rows = f"; rows of {len(bad_rows)} tokens, {bad_rows[0]} first" if bad_rows else ""
+    reason = f"damaged: CRC-32C {total:08x}, must be {wanted.crc32c:08x}{rows}"
+    return Fault(key=wanted.key, reason=reason, crc32c=total)
+
+
+def _pieces(store: Store, key: str, start: int, stop: int, unit: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Bytes `start` to `stop` of an object in pieces of some 8 MiB, of whole units; with the first byte of each."""
     step = max(1, _PIECE_BYTES // unit) * unit
-    behind = range(step, wanted.size, step) if end == 0 else ()
-    edges = [*range(0, end, step), end, *behind, wanted.size]
-    for start, stop in pairwise(edges):
-        if stop > start:
-            piece = np.empty(stop - start, np.uint8)
-            store.read_scattered(wanted.key, np.array([start]), [piece])
-            yield start, piece
+    for first in range(start, stop, step):
+        piece = np.empty(min(step, stop - first), np.uint8)
+        store.read_scattered(key, np.array([first]), [piece])
+        yield first, piece
 
 
 def _name_swaps(expected: Mapping[str, Expected], faults: list[Fault]) -> list[Fault]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class FsspecStore:
         except ImportError as error:
             raise StoreError(f"{url} needs a package that is not installed: {error}") from error
         self._root = root.rstrip("/")
-        self._writable = url.startswith(("memory://", "s3://"))
+        self._writable = url.startswith("memory://")
 
     def path(self, key: str) -> str:
         """fsspec's path of a key."""
@@ -94,15 +95,15 @@ class FsspecStore:
                 found = {}
         if not found and not self._writable:
             raise StoreError(
-                f"nothing is listed at {self.url}/{prefix}: no answer, no table, or a server that lists no folders; "
-                "a table on such a server can be opened by its version number"
+                f"nothing is listed at {self.url}/{prefix}, which is read-only here: no answer, no table, or a server "
+                "that lists no folders; a table on such a server can be opened by its version number"
             )
         skip = len(self._root.lstrip("/")) + 1
         with self.faults(prefix):
             sizes = {path: info["size"] for path, info in found.items()}
             unsaid = [path for path, size in sizes.items() if size is None]  # HTTP listings are names alone
             sizes |= dict(zip(unsaid, self.fs.sizes(unsaid), strict=True))
-        infos = [ObjectInfo(path.lstrip("/")[skip:], int(size)) for path, size in sizes.items()]
+        infos = [ObjectInfo(path.lstrip("/")[skip:], int(n), _modified(found[path])) for path, n in sizes.items()]
         return sorted((i for i in infos if i.key), key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
@@ -138,8 +139,6 @@ class FsspecStore:
         try:
             yield
         except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error.__cause__) or "bucket does not exist" in str(error):
-                raise StoreError(f"no such bucket: {where}; make the bucket first") from error
             raise ObjectNotFoundError(f"no such object: {where}") from error
         except PermissionError as error:
             raise StoreError(f"no permission for {where}: {error}") from error
@@ -147,3 +146,9 @@ class FsspecStore:
             raise
         except Exception as error:  # the clients behind fsspec share no base class
             raise StoreError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def _modified(info: dict[str, Any]) -> float:
+    """Unix time of an object's last change; 0 where the filesystem does not say."""
+    when = info.get("created", 0.0)
+    return when.timestamp() if isinstance(when, datetime) else float(when)

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolbuild.table.errors import ObjectExistsError, ObjectNotFoundError, StoreError
 from tolbuild.table.positioned import read_at
+from tolbuild.table.process import machine_name, start_ticks
 from tolbuild.table.store import ObjectInfo, Offsets
 
 SCRATCH = "_build/tmp"
-"""Where a write stands until it is whole; files are named after host and process, so that a dead one's are known."""
+"""Where a write stands until it is whole; files are named after machine and process, so that a dead one's are known."""
+
+_FOLDER_TRIES = 20
+"""Times that a folder is made anew when deletions beside it take it away."""
 
 _serial = itertools.count()
+
+T = TypeVar("T")
 
 
 class LocalStore:
@@ -47,32 +55,29 @@ class LocalStore:
 
     def write(self, key: str, *parts: bytes | NDArray[np.uint8]) -> None:
         """Write, sync, rename; see Store."""
+        self.write_pieces(key, parts)
+
+    def write_pieces(self, key: str, pieces: Iterable[bytes | NDArray[np.uint8]]) -> None:
+        """The same for pieces that come one after another, of which one at a time is in memory."""
         with self._faults(key):
-            scratch = self._write_scratch(parts)
-            target = self.root / key
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(scratch, target)
-            _sync_folder(target.parent)
+            scratch = self._write_scratch(pieces)
+            _into_folder(self.root / key, lambda target: os.replace(scratch, target))
 
     def create(self, key: str, data: bytes) -> None:
         """Write, sync, hard-link to the free name; see Store."""
         with self._faults(key):
             scratch = self._write_scratch((data,))
-            target = self.root / key
-            target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(scratch, target)
+                _into_folder(self.root / key, lambda target: os.link(scratch, target))
             except FileExistsError:
-                raise ObjectExistsError(f"{target} exists") from None
+                raise ObjectExistsError(f"{self.root / key} exists") from None
             finally:
                 scratch.unlink()
-            _sync_folder(target.parent)
 
-    def _write_scratch(self, parts: Sequence[bytes | NDArray[np.uint8]]) -> Path:
-        scratch = self.root / SCRATCH / f"{socket.gethostname()}-{os.getpid()}-{next(_serial)}"
-        scratch.parent.mkdir(parents=True, exist_ok=True)
+    def _write_scratch(self, parts: Iterable[bytes | NDArray[np.uint8]]) -> Path:
+        scratch = self.root / SCRATCH / f"{scratch_owner()}-{next(_serial)}"
         try:
-            with scratch.open("wb", buffering=0) as file:
+            with _into_folder(scratch, lambda path: path.open("wb", buffering=0), sync=False) as file:
                 for part in parts:
                     view = memoryview(part).cast("B")
                     written = 0
@@ -89,11 +94,20 @@ class LocalStore:
         with self._faults(prefix):
             base = self.root / prefix
             found = [
-                ObjectInfo(path.relative_to(self.root).as_posix(), path.stat().st_size)
+                info
                 for folder, _, names in os.walk(base, onerror=_raise_unless_gone)
-                for path in (Path(folder) / name for name in names)
+                for name in names
+                if (info := self._info(Path(folder) / name)) is not None
             ]
         return sorted(found, key=lambda info: info.key)
+
+    def _info(self, path: Path) -> ObjectInfo | None:
+        """What a listing says of a file; None of one that has just gone."""
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            return None
+        return ObjectInfo(path.relative_to(self.root).as_posix(), stat.st_size, stat.st_mtime)
 
     def delete(self, key: str) -> None:
         """Remove the file and the folders that it leaves empty; see Store."""
@@ -140,6 +154,22 @@ class LocalStore:
             raise StoreError(f"{where}: {error.strerror or error}") from error
 
 
+def _into_folder(target: Path, put: Callable[[Path], T], *, sync: bool = True) -> T:
+    """Put something at a path whose folder is made first, again if another process removes the empty one meanwhile."""
+    for left in reversed(range(_FOLDER_TRIES)):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            done = put(target)
+            if sync:
+                _sync_folder(target.parent)
+        except FileNotFoundError:
+            if not left:
+                raise
+        else:
+            return done
+    raise AssertionError("the last try returns or raises")
+
+
 def _raise_unless_gone(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):
         raise error
@@ -160,12 +190,23 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def scratch_owner() -> str:
+    """How the unfinished writes of this process begin."""
+    machine = hashlib.sha256(machine_name().encode()).hexdigest()[:8]
+    return f"{socket.gethostname()}.{machine}-{os.getpid()}"
+
+
+def writer_lives(key: str) -> bool | None:
+    """Whether the process behind an unfinished write is there; None where it is of another machine."""
+    machine, _, process = key.rpartition("/")[2].rpartition("-")[0].rpartition("-")
+    if not machine_name() or machine != scratch_owner().rpartition("-")[0] or not process.isdecimal():
+        return None
+    return start_ticks(int(process)) != 0
+
+
 def remove_dead_scratch(store: LocalStore) -> int:
-    """Delete the unfinished writes of processes of this host that are gone; returns how many there were."""
-    removed = 0
-    for info in store.list(SCRATCH):
-        host, process, _ = Path(info.key).name.rsplit("-", 2)
-        if host == socket.gethostname() and not Path(f"/proc/{process}").exists():
-            store.delete(info.key)
-            removed += 1
-    return removed
+    """Delete the unfinished writes of processes of this machine that are gone; returns how many there were."""
+    dead = [info.key for info in store.list(SCRATCH) if writer_lives(info.key) is False]
+    for key in dead:
+        store.delete(key)
+    return len(dead)

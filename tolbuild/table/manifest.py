@@ -6,55 +6,26 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from numpy.typing import NDArray
+
 from tolbuild.table import documents
+from tolbuild.table.arrays import ArrayRef, ObjectSum
+from tolbuild.table.coding import RowCoding
 from tolbuild.table.errors import FormatError
-from tolbuild.table.layout import ShardedLayout
-from tolbuild.table.plain import from_plain, to_plain
+from tolbuild.table.layout import RowLayout
+from tolbuild.table.plain import OPTIONAL, from_plain, to_plain
 
 FORMAT = "tol/1"
 IDENTITY_BYTES = 16
 
 IDENTITY, BASIS = "identity", "basis"
-"""Transforms: rows as they are; coefficients in an orthonormal basis, array `basis-LLL` [R, D] by layer."""
+"""Transforms: rows as they are; coefficients in an orthonormal basis, array `basis-LLL` [R, D] by layer. A layer with
+`identity` in the place of that array has its rows as they are, without mean."""
 NONE, MEAN = "none", "mean"
 """Predictors: nothing; the layer's mean row, array `means` [L, D]."""
 CAST, SCALED = "cast", "scaled"
 """Quantisers: rounded to the type; integers times a scale by component, array `scales` [L, D], or folded into the basis
-where there is one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ObjectSum:
-    """One object: key under the table's URL, bytes, CRC-32C of them."""
-
-    key: str
-    size: int
-    crc32c: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayRef:
-    """A zarr array of the table: its folder, what it holds, and its objects, zarr.json first.
-
-    shard_rows: of a sharded array of codes; None for an array of one chunk.
-    """
-
-    prefix: str
-    shape: tuple[int, ...]
-    dtype: str
-    shard_rows: int | None
-    objects: tuple[ObjectSum, ...]
-
-    @property
-    def name(self) -> str:
-        """Last part of the folder's key."""
-        return self.prefix.rpartition("/")[2]
-
-    @cached_property
-    def layout(self) -> ShardedLayout:
-        """Addresses of the rows of a sharded array."""
-        assert self.shard_rows is not None, f"{self.prefix} is not sharded"
-        return ShardedLayout(prefix=self.prefix, shape=self.shape, dtype=self.dtype, shard_rows=self.shard_rows)
+where there is one, and times the token's own scale in the layers that `CodeType` names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +45,22 @@ class TokenClass:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodeType:
+    """What the stored bytes of a band are, where the array's own type does not say it; see tolbuild.table.coding.
+
+    dtype: of a code. token_scaled: layers whose codes are multiplied with a scale that stands in the token's row.
+    """
+
+    dtype: str
+    token_scaled: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Band:
     """Consecutive layers stored together; `ranks[i]` columns for `layers[i]`.
 
-    A row of layer l is  predictor_l + transform_l(quantiser_l(codes)).
+    A row of layer l is  predictor_l + transform_l(quantiser_l(codes)). code_type: None where the array's type is the
+    codes'.
 
     Raises:
         ValueError: the numbers contradict each other.
@@ -90,6 +73,7 @@ class Band:
     predictor: Part
     quantiser: Part
     classes: tuple[TokenClass, ...]
+    code_type: CodeType | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if not self.layers or len(self.layers) != len(self.ranks) or min(self.ranks) < 1:
@@ -97,8 +81,14 @@ class Band:
         if [token_class.name for token_class in self.classes] != ["all"]:
             names = [token_class.name for token_class in self.classes]
             raise ValueError(f"band {self.index} has the token classes {names}; this reader knows one class, 'all'")
-        if self.layout.num_columns != sum(self.ranks):
-            raise ValueError(f"band {self.index}: {self.layout.num_columns} columns, ranks sum to {sum(self.ranks)}")
+        if not set(self.token_scaled) <= set(self.layers):
+            raise ValueError(f"band {self.index} has the layers {self.layers}, not all of {self.token_scaled}")
+        coding, stored = self.coding, (self.layout.num_columns, self.codes.dtype)
+        if stored != (coding.num_items, coding.item):
+            raise ValueError(
+                f"band {self.index}: {stored[0]} columns of {stored[1]}; {coding.dtype} codes of ranks that sum to "
+                f"{sum(self.ranks)} are {coding.num_items} of {coding.item}"
+            )
         known = ((self.transform, (IDENTITY, BASIS)), (self.predictor, (NONE, MEAN)), (self.quantiser, (CAST, SCALED)))
         for part, kinds in known:
             if part.name not in kinds:
@@ -110,25 +100,41 @@ class Band:
         return self.classes[0].codes
 
     @property
-    def layout(self) -> ShardedLayout:
+    def layout(self) -> RowLayout:
         """Addresses of the codes."""
         return self.codes.layout
 
     @property
     def dtype(self) -> str:
-        """Type of a code: float32, float16 or int8."""
-        return self.codes.dtype
+        """Type of a code: float32, bfloat16, float16, int8 or int4."""
+        return self.codes.dtype if self.code_type is None else self.code_type.dtype
+
+    @property
+    def token_scaled(self) -> tuple[int, ...]:
+        """Layers whose codes are multiplied with a scale in the token's row."""
+        return () if self.code_type is None else self.code_type.token_scaled
+
+    @cached_property
+    def coding(self) -> RowCoding:
+        """What the bytes of a row are."""
+        scaled = tuple(layer in self.token_scaled for layer in self.layers)
+        return RowCoding(dtype=self.dtype, ranks=self.ranks, token_scaled=scaled)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one token."""
         return self.layout.row_bytes
 
-    def columns(self, layer: int) -> slice:
-        """Columns of one of its layers."""
-        place = self.layers.index(layer)
-        start = sum(self.ranks[:place])
-        return slice(start, start + self.ranks[place])
+    def values(self, layer: int, stored: NDArray[Any]) -> NDArray[Any]:
+        """What a layer's codes stand for before transform and predictor, by component scales apart; see RowCoding."""
+        return self.coding.values(stored, self.layers.index(layer))
+
+    def basis_of(self, layer: int) -> str | None:
+        """Name of the array with the basis of one of its layers; None where its codes are its rows."""
+        if self.transform.name == IDENTITY:
+            return None
+        name = self.transform.arrays[self.layers.index(layer)]
+        return None if name == IDENTITY else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +142,8 @@ class LayerStats:
     """What was measured of one layer while it was stored, over all tokens.
 
     relative_error: |stored - exact| / |exact| over all rows (Frobenius norms). max_relative_error: of the worst row.
-    energy: |exact|^2 summed over all values. energy_kept: share of the centred energy within the rank, 1 at full.
+    energy: |exact|^2 summed over all values. energy_kept: share of the centred energy within the rank, 1 at full,
+    weighted where tokens have weights. weighted_error: relative_error with each token's weight, where they have any.
     """
 
     layer: int
@@ -145,6 +152,7 @@ class LayerStats:
     max_relative_error: float
     energy: float
     energy_kept: float
+    weighted_error: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +192,8 @@ class Manifest:
             if band.layout.vocab_size != self.vocab_size:
                 raise ValueError(f"band {band.index} has {band.layout.vocab_size} tokens; V is {self.vocab_size}")
             wanted = {name for part in (band.transform, band.predictor, band.quantiser) for name in part.arrays}
-            if not wanted | {"row_crc32c"} <= names:
+            wanted = wanted - {IDENTITY} | {"row_crc32c"}
+            if not wanted <= names:
                 raise ValueError(f"band {band.index} needs the arrays {sorted(wanted - names)}, which are not named")
 
     @property

@@ -1,4 +1,8 @@
-"""Dataclasses to and from plain values of JSON, strictly: an unknown or missing name, or a wrong type, is refused."""
+"""Dataclasses to and from plain values of JSON, strictly: an unknown or missing name, or a wrong type, is refused.
+
+A field with `OPTIONAL` metadata came later: it is left out where it has its default, so that what was written before
+has the same text, and may be missing.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,15 @@ from tolbuild.table.errors import FormatError
 
 T = TypeVar("T")
 
+OPTIONAL = {"optional": True}
+"""Metadata of a field that documents may be without."""
+
 
 def to_plain(value: Any) -> Any:
     """Dicts, lists and scalars of a dataclass of dataclasses, tuples, dicts and scalars."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = [field for field in dataclasses.fields(value) if not _left_out(field, getattr(value, field.name))]
+        return {field.name: to_plain(getattr(value, field.name)) for field in fields}
     if isinstance(value, (tuple, list)):
         return [to_plain(item) for item in value]
     if isinstance(value, dict):
@@ -35,14 +43,19 @@ def from_plain(cls: type[T], value: Any, where: str) -> T:
     if not isinstance(value, dict):
         raise FormatError(f"{where}: expected an object, found {type(value).__name__}")
     hints = _hints(cls)  # type: ignore[arg-type]
-    unknown, missing = sorted(value.keys() - hints.keys()), sorted(hints.keys() - value.keys())
+    required = {field.name for field in dataclasses.fields(cls) if not field.metadata.get("optional")}  # type: ignore[arg-type]
+    unknown, missing = sorted(value.keys() - hints.keys()), sorted(required - value.keys())
     if unknown or missing:
         raise FormatError(f"{where}: unknown names {unknown}, missing names {missing}")
-    parts = {name: _convert(hint, value[name], f"{where}.{name}") for name, hint in hints.items()}
+    parts = {name: _convert(hint, value[name], f"{where}.{name}") for name, hint in hints.items() if name in value}
     try:
         return cls(**parts)
     except ValueError as error:
         raise FormatError(f"{where}: {error}") from error
+
+
+def _left_out(field: dataclasses.Field[Any], value: Any) -> bool:
+    return bool(field.metadata.get("optional")) and value == field.default
 
 
 @cache

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -17,6 +19,13 @@ from tolbuild.table.errors import (
 )
 from tolbuild.table.manifest import Manifest, manifest_key
 from tolbuild.table.store import Store
+
+PROBES = "_probe"
+"""Folder of the objects that show whether a store keeps the condition of a put; each lives for a moment."""
+
+_PUT_TRIES = 4
+_PUT_PAUSE_S = 0.3
+"""Tries of a conditional put that gets no answer, and the time between two: its client does not repeat it."""
 
 _NAME = re.compile(r"manifests/(\d{8})\.json")
 
@@ -65,11 +74,11 @@ def read_manifest(store: Store, version: int | None = None) -> Manifest:
     return manifest
 
 
-def publish(store: Store, manifest: Manifest) -> Manifest:
+def publish(store: Store, manifest: Manifest, *, single_writer: bool = False) -> Manifest:
     """Put a manifest in place under its version number, as the very last write of a build.
 
-    A conditional put can succeed while its answer is lost; the client's own retry then meets its own object. So a taken
-    number is looked at before it is called a conflict: the write id tells.
+    Args:
+        single_writer: the caller vouches that nobody else writes there, so a store without conditional puts will do.
 
     Returns:
         The manifest as published, with write id and time.
@@ -78,42 +87,77 @@ def publish(store: Store, manifest: Manifest) -> Manifest:
         TableConflictError: another writer took the number.
         StoreError: the store failed, or ignores the condition.
     """
-    probe_conditional_put(store)
     mine = replace(
         manifest,
         write_id=secrets.token_hex(16),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    try:
-        store.create(mine.key, mine.to_bytes())
-    except ObjectExistsError as error:
-        if store.read(mine.key) != mine.to_bytes():
-            raise TableConflictError(
-                f"version {mine.version} of {store.url} was published by another writer meanwhile; "
-                "run again to see what stands there now"
-            ) from error
+    data = mine.to_bytes()
+    if single_writer:
+        if ours := not _stands(store, mine.key):
+            store.write(mine.key, data)
+    else:
+        probe_conditional_put(store)
+        ours = put_if_absent(store, mine.key, data)
+    if not ours:
+        raise TableConflictError(
+            f"version {mine.version} of {store.url} was published by another writer meanwhile; "
+            "run again to see what stands there now"
+        )
     return mine
 
 
-def probe_conditional_put(store: Store) -> None:
-    """Make sure that put-if-absent is one: some proxies in front of a store drop the condition without a word.
+def put_if_absent(store: Store, key: str, data: bytes) -> bool:
+    """Put an object if its key is free; whether what stands there now is ours.
+
+    A conditional put can succeed while its answer is lost, and a try after that meets the first one's object. So `data`
+    must name its writer (a write id), and a taken key is looked at before it is called another's.
 
     Raises:
-        StoreError: a second put of one name went through.
+        StoreError: the store failed, several times.
+    """
+    for left in reversed(range(_PUT_TRIES)):
+        try:
+            store.create(key, data)
+        except ObjectExistsError:
+            with contextlib.suppress(ObjectNotFoundError):  # it has gone meanwhile, so the key is free again
+                return store.read(key) == data
+        except StoreError:
+            if not left:
+                raise
+            time.sleep(_PUT_PAUSE_S)
+        else:
+            return True
+    raise StoreError(f"{store.url}/{key} appears and disappears; another process writes and removes it")
+
+
+def probe_conditional_put(store: Store) -> None:
+    """Make sure that put-if-absent is one: some stores and proxies drop the condition without a word.
+
+    Two puts under one name below `_probe/`, which is removed again. Folders of this machine need no proof.
+
+    Raises:
+        StoreError: the second put went through, or the store failed.
     """
     if store.local_path("") is not None:
         return
-    key = f"_build/probe-{secrets.token_hex(8)}"
+    name = secrets.token_hex(8)
+    key = f"{PROBES}/{name}"
     try:
-        for attempt in range(2):
-            try:
-                store.create(key, b"")
-            except ObjectExistsError:
-                return
-            if attempt:
-                raise StoreError(
-                    f"{store.url} ignores the condition of a conditional put (If-None-Match), so two writers could "
-                    "both publish; write to the store itself rather than through this proxy"
-                )
+        put_if_absent(store, key, f"{name} first".encode())
+        if put_if_absent(store, key, f"{name} second".encode()):
+            raise StoreError(
+                f"{store.url} ignores the condition of a conditional put (If-None-Match), so two writers could both "
+                "publish one version; write to a store that keeps it, or past the proxy that drops it; where this is "
+                "the only writer, add --single-writer"
+            )
     finally:
         store.delete(key)
+
+
+def _stands(store: Store, key: str) -> bool:
+    try:
+        store.size(key)
+    except ObjectNotFoundError:
+        return False
+    return True

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from tolbuild.table import crc32c
 from tolbuild.table.access import Access, open_access
+from tolbuild.table.arrays import ArrayRef
 from tolbuild.table.errors import ObjectNotFoundError, TableCorruptError
-from tolbuild.table.layout import BLOCK_ROWS, Ids, check_ids
-from tolbuild.table.manifest import BASIS, MEAN, ArrayRef, Band, Manifest
+from tolbuild.table.layout import BLOCK_ROWS, Ids, RowLayout, check_ids
+from tolbuild.table.manifest import MEAN, Band, Manifest
 from tolbuild.table.publish import read_manifest
 from tolbuild.table.store import Credentials, Store, open_store
 
@@ -77,7 +78,10 @@ class Table:
         return self._store.url
 
     def codes(self, token_ids: Sequence[int] | Ids, band: int) -> NDArray[Any]:
-        """Codes of tokens as stored: [n, columns] in the band's type. See `codes_into`."""
+        """Codes of tokens as stored: [n, columns] of the band's array, in its type. See `codes_into`.
+
+        The bits of bfloat16 are uint16; packed codes are bytes, [n, row_bytes] (`manifest.bands[band].coding`).
+        """
         ids = as_ids(token_ids)
         layout = self._band(band).layout
         out = np.empty((len(ids), layout.num_columns), layout.dtype)
@@ -85,7 +89,7 @@ class Table:
         return out
 
     def codes_into(self, token_ids: Ids, band: int, out: NDArray[Any]) -> None:
-        """The same into `out`: contiguous, [n, columns] in the band's type or uint8 [n, row_bytes].
+        """The same into `out`: contiguous, [n, columns] in the array's type or uint8 [n, row_bytes].
 
         Raises:
             ValueError: an id outside the vocabulary, no such band, or an `out` that does not fit.
@@ -103,7 +107,7 @@ class Table:
         """Whole blocks (64 tokens each), for loading in bulk.
 
         Args:
-            out: contiguous, uint8 [64 * n, row_bytes] (or the band's type); rows behind V become zeros.
+            out: contiguous, uint8 [64 * n, row_bytes] (or the array's type); rows behind V become zeros.
 
         Raises:
             ValueError, TableCorruptError, StoreError: as `codes_into`.
@@ -111,8 +115,7 @@ class Table:
         layout = self._band(band).layout
         check_ids(block_ids, layout.num_blocks)
         rows = _as_rows(out, len(block_ids) * BLOCK_ROWS, layout.row_bytes)
-        shards, starts = layout.locate(block_ids * BLOCK_ROWS)
-        self._access.gather(layout, shards, starts, rows.reshape(len(block_ids), layout.block_bytes))
+        self._gather_blocks(layout, block_ids, rows)
         if self._check_rows:
             ids = (block_ids[:, None] * BLOCK_ROWS + np.arange(BLOCK_ROWS)).reshape(-1)
             inside = int(np.count_nonzero(ids < layout.vocab_size))
@@ -124,7 +127,8 @@ class Table:
     def rows(self, token_ids: Sequence[int] | Ids, layers: Sequence[int] | None = None) -> Floats:
         """Rows rebuilt from their codes: fp32 [n, layers, D]; zeros for dropped layers.
 
-        row = mean + codes @ basis at reduced rank, codes (times their scale) at full rank.
+        row = mean + codes @ basis at reduced rank, codes (times their scale) at full rank; codes times their token's
+        scale where the row has one.
 
         Args:
             layers: which and in what order; None is all of the model's, in order.
@@ -148,19 +152,22 @@ class Table:
     def basis(self, layer: int) -> Floats | None:
         """[R, D] fp32 with an integer's scales folded in; None at full rank and for a dropped layer."""
         band = self.manifest.band_of(layer)
-        if band is None or band.transform.name != BASIS:
-            return None
-        return self._vector(band.transform.arrays[band.layers.index(layer)])
+        name = None if band is None else band.basis_of(layer)
+        return None if name is None else self._vector(name)
 
     def mean(self, layer: int) -> Floats | None:
         """[D] fp32; None at full rank and for a dropped layer."""
         band = self.manifest.band_of(layer)
-        return None if band is None or band.predictor.name != MEAN else self._by_layer(band.predictor.arrays[0], layer)
+        if band is None or band.predictor.name != MEAN or band.basis_of(layer) is None:
+            return None
+        return self._by_layer(band.predictor.arrays[0], layer)
 
     def scale(self, layer: int) -> Floats | None:
         """[D] fp32, one a component of integer codes at full rank; None where there is nothing to multiply with."""
         band = self.manifest.band_of(layer)
-        return None if band is None or not band.quantiser.arrays else self._by_layer(band.quantiser.arrays[0], layer)
+        if band is None or not band.quantiser.arrays or band.basis_of(layer) is not None:
+            return None
+        return self._by_layer(band.quantiser.arrays[0], layer)
 
     def array(self, name: str) -> NDArray[Any]:
         """One of the small arrays by name, checked against its checksum.
@@ -193,8 +200,23 @@ class Table:
         row: Floats = self._vector(name)[layer]
         return row
 
+    def _gather_blocks(self, layout: RowLayout, block_ids: Ids, rows: Bytes) -> None:
+        """Whole blocks are one read each; the last one may end early, and what is behind V is zeros."""
+        short = layout.vocab_size // BLOCK_ROWS
+        first = 0
+        for place in [*np.flatnonzero(block_ids == short).tolist(), len(block_ids)]:
+            whole = rows[first * BLOCK_ROWS : place * BLOCK_ROWS]
+            shards, starts = layout.locate(block_ids[first:place] * BLOCK_ROWS)
+            self._access.gather(layout, shards, starts, whole.reshape(place - first, layout.block_bytes))
+            ids = np.arange(short * BLOCK_ROWS, layout.vocab_size)
+            own = rows[place * BLOCK_ROWS : (place + 1) * BLOCK_ROWS]
+            if len(own):
+                self._access.gather(layout, *layout.locate(ids), own[: len(ids)])
+                own[len(ids) :] = 0
+            first = place + 1
+
     def _rebuild(self, band: Band, layer: int, codes_NC: NDArray[Any], out_ND: Floats) -> None:
-        part_NR = codes_NC[:, band.columns(layer)]
+        part_NR = band.values(layer, codes_NC)
         basis_RD, mean_D, scale_D = self.basis(layer), self.mean(layer), self.scale(layer)
         out_ND[:] = part_NR if basis_RD is None else part_NR.astype(np.float32) @ basis_RD
         if scale_D is not None:

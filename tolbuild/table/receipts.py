@@ -9,16 +9,16 @@ import base64
 import binascii
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolbuild.table import crc32c, documents
+from tolbuild.table.arrays import ObjectSum
 from tolbuild.table.errors import FormatError, ObjectNotFoundError, TableCorruptError
-from tolbuild.table.manifest import ObjectSum
-from tolbuild.table.plain import from_plain, to_plain
+from tolbuild.table.plain import OPTIONAL, from_plain, to_plain
 from tolbuild.table.store import Store
 
 RECEIPT_FORMAT = "tol-receipt/1"
@@ -35,12 +35,15 @@ class LayerTally:
     """How far the codes of a shard are from the exact rows of one layer.
 
     squared_error, squared_rows: sums over all values. max_relative_error: |stored - exact| / |exact| of the worst row.
+    weighted_error, weighted_rows: the squared sums with each token's weight, where tokens have any.
     """
 
     layer: int
     squared_error: float
     squared_rows: float
     max_relative_error: float
+    weighted_error: float | None = field(default=None, metadata=OPTIONAL)
+    weighted_rows: float | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

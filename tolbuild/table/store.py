@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -46,10 +46,14 @@ class Credentials:
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One object of a listing: its key under the store's URL and its size in bytes."""
+    """One object of a listing: its key under the store's URL, its size in bytes, and when it was last written.
+
+    modified: Unix time by the store's clock; 0 where the store does not say. It plays no part in comparisons.
+    """
 
     key: str
     size: int
+    modified: float = field(default=0.0, compare=False)
 
 
 class Store(Protocol):
@@ -76,6 +80,9 @@ class Store(Protocol):
 
     def create(self, key: str, data: bytes) -> None:
         """Put an object if its key is free.
+
+        Where no answer comes, it may have been put all the same, and ObjectExistsError may tell of our own first try:
+        whoever has to know looks at what stands there.
 
         Raises:
             ObjectExistsError: it is not; of many concurrent creators exactly one succeeds.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolbuild.table import crc32c
+from tolbuild.table.arrays import ArrayRef, ObjectSum
+from tolbuild.table.coding import LARGEST_CODE
 from tolbuild.table.errors import TableCorruptError
-from tolbuild.table.layout import ShardedLayout
+from tolbuild.table.layout import RowLayout, ShardedLayout
 from tolbuild.table.manifest import (
     BASIS,
     CAST,
@@ -20,11 +22,10 @@ from tolbuild.table.manifest import (
     MEAN,
     NONE,
     SCALED,
-    ArrayRef,
     Band,
+    CodeType,
     LayerStats,
     Manifest,
-    ObjectSum,
     Part,
     TokenClass,
 )
@@ -36,53 +37,15 @@ from tolbuild.table.receipts import (
     finished_shards,
     in_parallel,
 )
+from tolbuild.table.spec import BandSpec, TableSpec
+from tolbuild.table.stats import layer_stats
 from tolbuild.table.store import Store
 from tolbuild.table.zarr_metadata import group_metadata, plain_metadata, sharded_metadata
 
 
 @dataclass(frozen=True, kw_only=True)
-class BandSpec:
-    """A band to be written: `ranks[i]` columns of type `dtype` for `layers[i]`."""
-
-    index: int
-    layers: tuple[int, ...]
-    ranks: tuple[int, ...]
-    dtype: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableSpec:
-    """A table to be written, before its first byte.
-
-    full_rank: codes are the rows themselves, arrays [V, layers, D]; else coefficients, [V, sum of ranks].
-    """
-
-    plan_hash: str
-    model_fingerprint: str
-    vocab_size: int
-    num_layers: int
-    hidden_size: int
-    shard_rows: int
-    full_rank: bool
-    bands: tuple[BandSpec, ...]
-    dropped_layers: tuple[int, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def layout(self, band: int) -> ShardedLayout:
-        """Addresses of a band's codes."""
-        spec = self.bands[band]
-        tail = (len(spec.layers), self.hidden_size) if self.full_rank else (sum(spec.ranks),)
-        return ShardedLayout(
-            prefix=f"{arrays_prefix(self.plan_hash)}/band-{band:03d}",
-            shape=(self.vocab_size, *tail),
-            dtype=spec.dtype,
-            shard_rows=self.shard_rows,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class LayerArrays:
-    """What was fitted to one layer. At full rank only `scale_D`, and that only for integers; else mean and basis.
+    """What was fitted to one layer. Rows as they are have no basis, and `scale_D` for integers; else mean and basis.
 
     mean_D, basis_RD (an integer's scales folded in), scale_D: fp32. spectrum_D: fp64, the eigenvalues of the centred
     Gram matrix, descending.
@@ -100,7 +63,7 @@ def write_shard(
     """Write one shard of one band, then its receipt; both are durable on return.
 
     Args:
-        codes_NC: [tokens of the shard, columns of the band], contiguous, in the band's type.
+        codes_NC: [tokens of the shard, columns of the band's array], contiguous, in the array's type.
         layers: the errors to put into the receipt, one a layer.
 
     Raises:
@@ -115,18 +78,19 @@ def write_shard(
             f"expected contiguous {layout.dtype} {list(expected)}"
         )
     rows = codes_NC.view(np.uint8)
-    ending = bytes(layout.data_bytes(shard) - rows.size) + layout.shard_index(shard)
+    head, tail = layout.frame(shard)
     key = layout.shard_key(shard)
     with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
-        written = pool.submit(store.write, key, rows, ending)
+        written = pool.submit(store.write, key, head, rows, tail)
         sums = crc32c.of_rows(rows)
         written.result()
-    whole = crc32c.joined(crc32c.of_joined(sums, layout.row_bytes), crc32c.value(ending), len(ending))
+    whole = crc32c.joined(crc32c.value(head), crc32c.of_joined(sums, layout.row_bytes), rows.size)
+    whole = crc32c.joined(whole, crc32c.value(tail), len(tail))
     receipt = ShardReceipt(
         plan_hash=spec.plan_hash,
         band=band,
         shard=shard,
-        codes=ObjectSum(key=key, size=rows.size + len(ending), crc32c=whole),
+        codes=ObjectSum(key=key, size=len(head) + rows.size + len(tail), crc32c=whole),
         row_sums=encode_row_sums(sums),
         layers=tuple(layers),
     )
@@ -142,7 +106,8 @@ def finish_table(store: Store, spec: TableSpec, fitted: Mapping[int, LayerArrays
         version: number of the version to be.
 
     Raises:
-        TableCorruptError: a shard or its receipt is not there, or its index is another; the message names the first.
+        TableCorruptError: a shard or its receipt is not there, or its rows are not where they must be; the message
+            names the first.
         StoreError: the store failed.
     """
     receipts = finished_shards(store, spec.plan_hash)
@@ -151,7 +116,8 @@ def finish_table(store: Store, spec: TableSpec, fitted: Mapping[int, LayerArrays
     if missing:
         named = ", ".join(missing[:3])
         raise TableCorruptError(f"{len(missing)} of {len(wanted)} shards are not finished: {named}, ...", missing)
-    in_parallel(lambda place: _check_index(store, wanted[place], place[1]), wanted)
+    found = in_parallel(lambda place: check_address(store, wanted[place], receipts[place]), wanted)
+    starts = dict(zip(wanted, found, strict=True))
     arrays = _write_small_arrays(store, spec, fitted, receipts)
     return Manifest(
         version=version,
@@ -160,7 +126,7 @@ def finish_table(store: Store, spec: TableSpec, fitted: Mapping[int, LayerArrays
         vocab_size=spec.vocab_size,
         num_layers=spec.num_layers,
         hidden_size=spec.hidden_size,
-        bands=tuple(_finish_band(store, spec, band, fitted, receipts) for band in spec.bands),
+        bands=tuple(_finish_band(store, spec, band, receipts, starts) for band in spec.bands),
         dropped_layers=spec.dropped_layers,
         layer_stats=tuple(_layer_stats(spec, fitted, receipts)),
         arrays=arrays,
@@ -170,14 +136,29 @@ def finish_table(store: Store, spec: TableSpec, fitted: Mapping[int, LayerArrays
     )
 
 
-def _check_index(store: Store, layout: ShardedLayout, shard: int) -> None:
-    """Readers trust base + i * stride: the index that stands in the store must say the same."""
-    expected = layout.shard_index(shard)
-    found = np.empty(len(expected), np.uint8)
-    key = layout.shard_key(shard)
-    store.read_scattered(key, np.array([layout.object_bytes(shard) - len(expected)]), [found])
-    if found.tobytes() != expected:
-        raise TableCorruptError(f"{store.url}/{key}: the shard index is not what was written; run again", [key])
+def check_address(store: Store, layout: RowLayout, receipt: ShardReceipt) -> int:
+    """Byte of a shard object at which its rows begin, after a look at what stands in the store.
+
+    Readers trust start + i * stride: the object's own index or footer must say the same, and its first and last row
+    must be there.
+
+    Raises:
+        TableCorruptError: they are not.
+    """
+    shard, key, size = receipt.shard, receipt.codes.key, receipt.codes.size
+    row_bytes, num_rows = layout.row_bytes, layout.rows_in(shard)
+    head = np.empty(min(layout.head_bytes, size), np.uint8)
+    tail = np.empty(size - layout.data_bytes(shard), np.uint8)
+    ends = np.empty((2, row_bytes), np.uint8)
+    try:
+        store.read_scattered(key, np.array([0, size - len(tail)]), [head, tail])
+        start = layout.start_by_frame(shard, head.tobytes(), tail.tobytes())
+        store.read_scattered(key, np.array([start, start + (num_rows - 1) * row_bytes]), list(ends))
+        if (crc32c.of_rows(ends) != receipt.row_crc32c[[0, -1]]).any():
+            raise ValueError(f"its first and last row are not at byte {start} with stride {row_bytes}")
+    except ValueError as error:
+        raise TableCorruptError(f"{store.url}/{key}: {error}; not what was written, run again", [key]) from error
+    return start
 
 
 Receipts = Mapping[tuple[int, int], ShardReceipt]
@@ -188,29 +169,40 @@ def _num_shards(spec: TableSpec) -> int:
 
 
 def _finish_band(
-    store: Store, spec: TableSpec, band: BandSpec, fitted: Mapping[int, LayerArrays], receipts: Receipts
+    store: Store, spec: TableSpec, band: BandSpec, receipts: Receipts, starts: Mapping[tuple[int, int], int]
 ) -> Band:
-    layout = spec.layout(band.index)
-    metadata = _put(store, f"{layout.prefix}/zarr.json", sharded_metadata(layout))
-    shards = [receipts[band.index, shard].codes for shard in range(layout.num_shards)]
-    codes = ArrayRef(
-        prefix=layout.prefix,
-        shape=layout.shape,
-        dtype=layout.dtype,
-        shard_rows=layout.shard_rows,
-        objects=(metadata, *shards),
-    )
-    scaled = np.dtype(band.dtype).kind == "i"
+    scaled, coding = band.dtype in LARGEST_CODE, band.coding
+    whole = band.layers if spec.full_rank else band.whole_layers
+    bases = tuple(IDENTITY if layer in whole else _basis_name(layer) for layer in band.layers)
+    reduced = len(whole) < len(band.layers)
+    codes = _codes_array(store, spec.layout(band.index), band.index, receipts, starts)
     return Band(
         index=band.index,
         layers=band.layers,
         ranks=band.ranks,
-        transform=Part(name=IDENTITY)
-        if spec.full_rank
-        else Part(name=BASIS, arrays=tuple(map(_basis_name, band.layers))),
-        predictor=Part(name=NONE) if spec.full_rank else Part(name=MEAN, arrays=("means",)),
-        quantiser=Part(name=SCALED, arrays=("scales",) if spec.full_rank else ()) if scaled else Part(name=CAST),
+        transform=Part(name=BASIS, arrays=bases) if reduced else Part(name=IDENTITY),
+        predictor=Part(name=MEAN, arrays=("means",)) if reduced else Part(name=NONE),
+        quantiser=Part(name=SCALED, arrays=("scales",) if whole else ()) if scaled else Part(name=CAST),
         classes=(TokenClass(name="all", codes=codes),),
+        code_type=None if coding.item == band.dtype else CodeType(dtype=band.dtype, token_scaled=band.token_scaled),
+    )
+
+
+def _codes_array(
+    store: Store, layout: RowLayout, band: int, receipts: Receipts, starts: Mapping[tuple[int, int], int]
+) -> ArrayRef:
+    """A band's array as a manifest names it; a zarr array gets its metadata here."""
+    shards = [receipts[band, shard].codes for shard in range(layout.num_shards)]
+    zarr = isinstance(layout, ShardedLayout)
+    metadata = [_put(store, f"{layout.prefix}/zarr.json", sharded_metadata(layout))] if zarr else []
+    return ArrayRef(
+        prefix=layout.prefix,
+        shape=layout.shape,
+        dtype=layout.dtype,
+        shard_rows=layout.shard_rows,
+        objects=(*metadata, *shards),
+        format=layout.format,
+        starts=() if zarr else tuple(starts[band, shard] for shard in range(layout.num_shards)),
     )
 
 
@@ -269,32 +261,6 @@ def _put(store: Store, key: str, data: bytes) -> ObjectSum:
 
 
 def _layer_stats(spec: TableSpec, fitted: Mapping[int, LayerArrays], receipts: Receipts) -> list[LayerStats]:
-    tallies: dict[int, list[LayerTally]] = {}
-    for place in sorted(receipts):
-        for tally in receipts[place].layers:
-            tallies.setdefault(tally.layer, []).append(tally)
-    stats = []
-    for band in spec.bands:
-        for layer, rank in zip(band.layers, band.ranks, strict=True):
-            own = tallies.get(layer, [])
-            error, energy = sum(t.squared_error for t in own), sum(t.squared_rows for t in own)
-            spectrum = fitted[layer].spectrum_D if layer in fitted else None
-            stats.append(
-                LayerStats(
-                    layer=layer,
-                    rank=rank,
-                    relative_error=(error / energy) ** 0.5 if energy else 0.0,
-                    max_relative_error=max((t.max_relative_error for t in own), default=0.0),
-                    energy=float(energy),
-                    energy_kept=_energy_kept(spectrum, rank),
-                )
-            )
-    return stats
-
-
-def _energy_kept(spectrum_D: NDArray[np.float64] | None, rank: int) -> float:
-    if spectrum_D is None:
-        return 1.0
-    positive = np.maximum(spectrum_D, 0)
-    total = float(positive.sum())
-    return float(positive[:rank].sum()) / total if total else 1.0
+    ranks = [pair for band in spec.bands for pair in zip(band.layers, band.ranks, strict=True)]
+    spectra = {layer: arrays.spectrum_D for layer, arrays in fitted.items() if arrays.spectrum_D is not None}
+    return layer_stats(ranks, spectra, receipts)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tolbuild.table.layout import BLOCK_ROWS, ShardedLayout
+from tolbuild.table.layout import BLOCK_ROWS, RowLayout
 
 
 def group_metadata() -> bytes:
@@ -15,7 +15,7 @@ def group_metadata() -> bytes:
     return _document({"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
-def sharded_metadata(layout: ShardedLayout) -> bytes:
+def sharded_metadata(layout: RowLayout) -> bytes:
     """zarr.json of an array of codes: shards of 64-row inner chunks, not compressed, index at the end."""
     inner = (BLOCK_ROWS, *layout.shape[1:])
     index_codecs = [_bytes_codec("uint64"), {"name": "crc32c"}]

@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tolbuild.compress.basis import LayerBasis, fit_basis, gram_update
-from tolbuild.compress.quantise import fit_scales
-from tolbuild.plan import ShardCell, SumCell
+from tolbuild.compress.packing import item_type, pack_layer
+from tolbuild.compress.quantise import choose_scales, fit_scales
+from tolbuild.grid import ShardCell, SumCell
+from tolbuild.plan import Plan
+from tolbuild.table.coding import LARGEST_CODE
 from tolbuild.table.receipts import LayerTally
+from tolbuild.table.spec import BandSpec
 from tolbuild.worker.encode import LayerFit, components, decode, encode
 from tolbuild.worker.partials import pack_upper, unpack_upper
 from tolbuild.worker.row_source import RowSource
 from tolbuild.worker.spool import Spool
-from tolbuild.worker.table_spec import DTYPES
 
 _SMALLEST = 1e-30
 """In the place of the norm of a row of zeros."""
@@ -27,7 +30,7 @@ def sum_segment(source: RowSource, spool: Spool, cell: SumCell, buffer_ND: Tenso
     """Pass 1 of one layer and segment; the rows go to the spool on the way.
 
     Returns:
-        fp64 `sum` [D] and `upper` (the Gram matrix's upper triangle), for int8 codes also the fp32 `sample` rows of
+        fp64 `sum` [D] and `upper` (the Gram matrix's upper triangle), for integer codes also the fp32 `sample` rows of
         this segment; and the bytes spooled.
     """
     plan, segment = source.plan, source.plan.segments[cell.segment]
@@ -36,9 +39,9 @@ def sum_segment(source: RowSource, spool: Spool, cell: SumCell, buffer_ND: Tenso
     samples, spooled = [], 0
     for piece, embedding_ND in source.embedding_chunks(segment):
         rows_ND = source.rows(cell.layer, embedding_ND, buffer_ND)
-        gram_update(gram_DD, sum_D, rows_ND)
+        gram_update(gram_DD, sum_D, rows_ND, source.weights(piece))
         spooled += spool.save(cell.layer, piece.start, rows_ND)
-        if plan.codes == "int8":
+        if plan.quantised:
             samples.append(rows_ND[source.sample_within(piece)].cpu())
     sums = {"sum": sum_D.cpu(), "upper": pack_upper(gram_DD)}
     return sums | ({"sample": torch.cat(samples)} if samples else {}), spooled
@@ -51,7 +54,7 @@ def fit_layer(
 
     Returns:
         fp32 `mean` [D] and `basis` [R, D], fp64 `energies` [D] (eigenvalues of the centred Gram matrix, descending);
-        for int8 codes fp32 `scale`, one a column of codes.
+        for integer codes what `fit_codes` gives. Where the rank is not known yet R is D and scales come later.
     """
     plan = source.plan
     tensors: dict[str, Tensor] = {}
@@ -62,45 +65,59 @@ def fit_layer(
             upper += part["upper"]
             sum_D += part["sum"]
         gram_DD = unpack_upper(upper, plan.hidden_size)
-        basis = fit_basis(gram_DD.to(source.device), sum_D.to(source.device), plan.vocab_size, plan.rank(layer))
+        basis = fit_basis(gram_DD.to(source.device), sum_D.to(source.device), plan.vocab_size, plan.num_fitted(layer))
         tensors = {"mean": basis.mean_D, "basis": basis.basis_RD, "energies": basis.energies_D}
-    if plan.codes == "int8":
+    if plan.quantised and not plan.scale_cells():
         sample_ND = torch.cat([part["sample"] for part in parts]) if parts else source.sample_rows(layer, buffer_ND)
-        tensors["scale"] = fit_scales(components(sample_ND.to(source.device), LayerFit(basis=basis)))
+        tensors |= fit_codes(plan, sample_ND.to(source.device), basis)
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
+def fit_codes(plan: Plan, sample_ND: Tensor, basis: LayerBasis | None) -> dict[str, Tensor]:
+    """Scales of one layer's integer codes, from the rows of its sampled tokens.
+
+    Returns:
+        fp32 `scale`, one a column of codes; where tokens may have scales too, `by_token`, whether they have.
+    """
+    sample_NC, largest = components(sample_ND, LayerFit(basis=basis)), LARGEST_CODE[plan.codes]
+    if not plan.row_scales:
+        return {"scale": fit_scales(sample_NC, largest).cpu()}
+    scales = choose_scales(sample_NC, largest)
+    return {"scale": scales.scale_C.cpu(), "by_token": torch.tensor(scales.by_token)}
+
+
 def shard_codes(
+    plan: Plan,
     source: RowSource,
     spool: Spool,
     fit_of: Callable[[int], LayerFit],
     cell: ShardCell,
+    band: BandSpec,
     embedding_ND: Callable[[], Tensor],
     buffer_ND: Tensor,
 ) -> tuple[NDArray[np.generic], list[LayerTally]]:
-    """Pass 2 of one band and shard: codes [N, columns of the band] and each layer's error.
+    """Pass 2 of one band and shard: rows as the table stores them, [N, items], and each layer's error.
 
     Args:
+        plan: with the final ranks. band: the cell's.
         embedding_ND: gives the shard's embeddings; asked only for rows that the spool does not hold.
     """
-    plan, band = source.plan, source.plan.bands[cell.band]
-    span = plan.shard_range(cell.shard)
-    codes_NC = np.empty((len(span), band.num_columns), DTYPES[plan.codes])
-    target_NC = torch.from_numpy(codes_NC)
-    errors, column = [], 0
-    for layer, rank in zip(band.layers, band.ranks, strict=True):
+    coding, span = band.coding, plan.shard_range(cell.shard)
+    stored_NI = np.empty((len(span), coding.num_items), coding.item)
+    target_NI = torch.from_numpy(stored_NI).view(item_type(coding))
+    errors = []
+    for place, layer in enumerate(band.layers):
         fit, tally = fit_of(layer), _Tally()
         for piece in span.steps(plan.chunk_rows):
             first, last = piece.start - span.start, piece.stop - span.start
             rows_ND = spool.load(layer, piece.start, buffer_ND[: len(piece)])
             if rows_ND is None:
                 rows_ND = source.rows(layer, embedding_ND()[first:last], buffer_ND)
-            coded_NC = encode(rows_ND, fit, plan.codes)
-            target_NC[first:last, column : column + rank] = coded_NC
-            tally.add(rows_ND, decode(coded_NC, fit))
+            coded = encode(rows_ND, fit, plan.codes)
+            pack_layer(target_NI[first:last], coding, place, coded.codes_NC, coded.token_N1)
+            tally.add(rows_ND, decode(coded, fit), source.weights(piece))
         errors.append(tally.of_layer(layer))
-        column += rank
-    return codes_NC, errors
+    return stored_NI, errors
 
 
 class _Tally:
@@ -108,17 +125,30 @@ class _Tally:
 
     def __init__(self) -> None:
         self._error = self._power = self._worst = 0.0
+        self._weighted: tuple[float, float] | None = None
 
-    def add(self, rows_ND: Tensor, decoded_ND: Tensor) -> None:
+    def add(self, rows_ND: Tensor, decoded_ND: Tensor, weights_N: Tensor | None) -> None:
         """Count a chunk; `decoded` (which may be `rows` itself) is overwritten."""
         power_N = torch.linalg.vector_norm(rows_ND, dim=1).double()
         error_N = torch.linalg.vector_norm(torch.sub(rows_ND, decoded_ND, out=decoded_ND), dim=1).double()
         self._error += float(error_N.square().sum())
         self._power += float(power_N.square().sum())
+        if weights_N is not None:
+            error, power = self._weighted or (0.0, 0.0)
+            self._weighted = (
+                error + float(weights_N @ error_N.square()),
+                power + float(weights_N @ power_N.square()),
+            )
         self._worst = max(self._worst, float((error_N / power_N.clamp(min=_SMALLEST)).max()))
 
     def of_layer(self, layer: int) -> LayerTally:
         """The sums so far."""
+        weighted_error, weighted_rows = self._weighted or (None, None)
         return LayerTally(
-            layer=layer, squared_error=self._error, squared_rows=self._power, max_relative_error=self._worst
+            layer=layer,
+            squared_error=self._error,
+            squared_rows=self._power,
+            max_relative_error=self._worst,
+            weighted_error=weighted_error,
+            weighted_rows=weighted_rows,
         )

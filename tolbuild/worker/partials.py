@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tolbuild.plan import FitCell, Plan, SumCell
+from tolbuild.grid import PartialCell
+from tolbuild.plan import Plan
 from tolbuild.table.errors import TableCorruptError
 
 _DIGEST_BYTES = 32
@@ -19,9 +20,14 @@ def build_prefix(plan: Plan) -> str:
     return f"_build/{plan.plan_hash}"
 
 
-def partial_key(plan: Plan, cell: SumCell | FitCell) -> str:
+def partial_key(plan: Plan, cell: PartialCell) -> str:
     """Key of a cell's result."""
     return f"{build_prefix(plan)}/{cell.name}"
+
+
+def weights_key(plan: Plan) -> str:
+    """Key of the tokens' weights, which the driver leaves for the workers: fp64 `weights` [V]."""
+    return f"{build_prefix(plan)}/weights"
 
 
 def pack(tensors: dict[str, Tensor]) -> bytes:

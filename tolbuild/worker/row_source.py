@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tolbuild.checkpoint import Checkpoint
 from tolbuild.compress.quantise import sample_ids
-from tolbuild.plan import READ_ROWS, Plan, RowRange
+from tolbuild.grid import RowRange
+from tolbuild.plan import READ_ROWS, Plan
 from tolbuild.rows import MemoryFFN, ffn_rows
 from tolbuild.worker.cache import Cache
 
@@ -32,15 +33,23 @@ class RowSource:
     Args:
         num_layers_held: networks kept loaded at a time.
         stop: when set, every loop over chunks ends with Stopped.
+        weights_V: fp64, of the tokens; None where all count alike.
     """
 
     def __init__(
-        self, plan: Plan, checkpoint: Checkpoint, device: torch.device, num_layers_held: int, stop: threading.Event
+        self,
+        plan: Plan,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        num_layers_held: int,
+        stop: threading.Event,
+        weights_V: Tensor | None,
     ) -> None:
         self.plan = plan
         self.device = device
         self._checkpoint = checkpoint
         self._stop = stop
+        self._weights_V = None if weights_V is None else weights_V.to(device)
         self._ffns: Cache[MemoryFFN] = Cache(self._load_ffn, num_layers_held)
         self._samples: Cache[Tensor] = Cache(lambda _: self._gather_sample(), 1)
         self._readers = ThreadPoolExecutor(thread_name_prefix="read")
@@ -71,6 +80,10 @@ class RowSource:
             embedding_ND = torch.nn.functional.pad(embedding_ND, (0, 0, 0, chunk - count))
         ffn_rows(embedding_ND, self._ffns(layer), out=out_ND)
         return out_ND[:count]
+
+    def weights(self, span: RowRange) -> Tensor | None:
+        """fp64 weights [N] of a range of tokens, on the device; None where all count alike."""
+        return None if self._weights_V is None else self._weights_V[span.start : span.stop]
 
     def sample_rows(self, layer: int, out_ND: Tensor) -> Tensor:
         """Rows [N, D] of the plan's fixed sample of tokens, computed for themselves (full rank has no pass 1)."""

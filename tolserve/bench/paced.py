@@ -3,9 +3,9 @@
 The device computes the segment of a band in (layers x pace). It starts a segment when the one before has ended and the
 host has seen the band's rows arrive; bands that are on the device for every token wait for nothing. The host works
 meanwhile, as it does beside a GPU: it asks for the rows as soon as the tokens are known (the device's end of the step
-before), takes the bands as they come, and plans the next step while the device computes. Rows that are cached lie on the
-device by construction, so that finding them is the host's work and reading them the device's. A copy of received rows to
-a device is not modelled.
+before), takes the bands as they come, and plans the next step while the device computes. Rows that are cached lie on
+the device by construction, so that finding them is the host's work and reading them the device's. A copy of received
+rows to a device is not modelled.
 """
 
 from __future__ import annotations

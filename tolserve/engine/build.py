@@ -93,7 +93,7 @@ def make_executor(model: StepModel, feed: RowFeed | None, config: EngineConfig) 
 
 
 def load_pinned(source: RowSource, bands: tuple[BandSpec, ...], device: torch.device) -> dict[int, Tensor]:
-    """Codes [V, columns] of `bands` for every token, on the device."""
+    """Rows as stored [V, num_items] of `bands` for every token, on the device."""
     vocab_size = source.spec.vocab_size
     parts: dict[int, list[Tensor]] = {band.index: [] for band in bands}
     if bands:
@@ -101,7 +101,7 @@ def load_pinned(source: RowSource, bands: tuple[BandSpec, ...], device: torch.de
             ids = np.arange(start, min(start + _PIN_ROWS, vocab_size), dtype=np.int64)
             handle = source.start(ids, bands=tuple(parts))
             for band in bands:
-                codes = codes_tensor(source.wait(handle, band.index), band.dtype)
+                codes = codes_tensor(source.wait(handle, band.index), band.coding)
                 parts[band.index].append(codes.to(device, copy=True))
             source.release(handle)
     return {index: torch.cat(pieces) for index, pieces in parts.items()}

@@ -26,11 +26,11 @@ class Executor:
         return self.model.forward(self.tensors(batch), lambda band: self.receive(rows, band))
 
     def receive(self, rows: StepRows | None, band: int) -> Tensor:
-        """A band's codes [N, columns] on the device, once they are there."""
+        """A band's rows as stored [N, num_items] on the device, once they are there."""
         return self.collect(rows, band).to(self.model.device, non_blocking=True)
 
     def collect(self, rows: StepRows | None, band: int) -> Tensor:
-        """A band's codes [N, columns] in memory that the device can read: where they are, or pinned."""
+        """A band's rows as stored [N, num_items] in memory that the device can read: where they are, or pinned."""
         assert self.feed is not None and rows is not None
         pool = self.feed.wait(rows, band)
         index = torch.from_numpy(rows.row_index_N).to(pool.device)

@@ -1,6 +1,7 @@
 """From received codes to the memory term of a layer, added where the layer's last branch is added.
 
-Full-rank rows are added as they are (times alpha, and times their per-component scale where they are integers).
+Full-rank rows are added as they are (times alpha, and times their per-component scale where they are integers). Packed
+codes are unpacked layer by layer, times their token's scale where the row has one.
 Low-rank codes ride on the product that is there anyway: with alpha folded into basis and mean,
 
     x' = x + [branch, codes] @ [W; alpha * basis] + alpha * mean
@@ -15,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tolbuild.compress.packing import unpack_layer
+from tolbuild.table.coding import RowCoding
 from tolserve.engine.product import Product
 from tolserve.engine.weights import LayerWeights
 from tolserve.memory.spec import BandSpec
@@ -55,18 +58,23 @@ class RowTable(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryTerm:
-    """One layer's part of its band: columns start .. start + width.
+    """One layer's part of its band: the codes of its layer number `place`, `width` of them.
 
     `low_rank` codes take part in the layer's merge product, which has alpha, basis and mean; others are rows, to be
     added times `alpha` (and times `scale_C` where they are integers).
     """
 
     band: int
-    start: int
-    width: int
+    place: int
+    coding: RowCoding
     alpha: float
     low_rank: bool = False
     scale_C: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        """Codes of the layer."""
+        return self.coding.ranks[self.place]
 
     def merge(self, x_ND: Tensor, branch_NE: Tensor, product: Product, codes_NC: Tensor) -> None:
         """Add the branch's projection and the layer's rows to the residual stream, in place."""
@@ -85,7 +93,7 @@ class MemoryTerms:
 
     Attributes:
         layers: by layer; a layer without memory term is absent.
-        pinned: by band, codes [V, columns] of every token.
+        pinned: by band, rows as stored [V, num_items] of every token.
         dtype: that codes are computed with.
     """
 
@@ -101,17 +109,18 @@ class MemoryTerms:
     def codes(
         self, term: MemoryTerm, codes_by_band: dict[int, Tensor], received: Mapping[int, Tensor], token_ids_N: Tensor
     ) -> Tensor:
-        """Codes [N, width] of `term`'s layer.
+        """Codes [N, width] of `term`'s layer, times their tokens' scales where the rows have them.
 
         Args:
-            codes_by_band: a step's codes in the type that is computed with, filled here band by band.
-            received: by band, codes [N, columns] as they came.
+            codes_by_band: a step's rows, filled here band by band: in the type that is computed with, or packed.
+            received: by band, rows as stored [N, num_items] as they came.
         """
+        coding = term.coding
         if term.band not in codes_by_band:
             pinned = self.pinned.get(term.band)
-            codes = received[term.band] if pinned is None else pinned.index_select(0, token_ids_N)
-            codes_by_band[term.band] = codes.to(self.dtype)
-        return codes_by_band[term.band][:, term.start : term.start + term.width]
+            rows = received[term.band] if pinned is None else pinned.index_select(0, token_ids_N)
+            codes_by_band[term.band] = rows if coding.packed else rows.to(self.dtype)
+        return unpack_layer(codes_by_band[term.band], coding, term.place, self.dtype)
 
 
 def table_expansions(table: RowTable, num_layers: int) -> tuple[LayerExpansion, ...]:
@@ -141,7 +150,7 @@ def make_terms(
 
     Args:
         expansions: by layer; None where rows are stored in full as numbers.
-        pinned: codes [V, columns] of the bands held on the device.
+        pinned: rows as stored of the bands held on the device.
 
     Raises:
         ValueError: a layer to drop does not exist, or codes are low-rank and their basis is not given.
@@ -152,13 +161,11 @@ def make_terms(
     fused = list(layers)
     terms: dict[int, MemoryTerm] = {}
     for band in bands:
-        start = 0
-        for layer, width in zip(band.layers, band.ranks, strict=True):
+        for place, (layer, width) in enumerate(zip(band.layers, band.ranks, strict=True)):
             if width and alpha and layer not in drop_layers:
                 expansion = expansions[layer] if expansions else LayerExpansion()
-                plain = MemoryTerm(band=band.index, start=start, width=width, alpha=alpha)
+                plain = MemoryTerm(band=band.index, place=place, coding=band.coding, alpha=alpha)
                 terms[layer], fused[layer] = _place(plain, expansion, fused[layer], layer)
-            start += width
     return MemoryTerms(layers=terms, pinned=pinned, dtype=layers[0].merge_ED.dtype), tuple(fused)
 
 

@@ -35,7 +35,7 @@ class StepTensors:
 class Flow:
     """What runs through a step: the residual stream, the branch still to be merged and the codes of each token.
 
-    `received` has codes [N, columns] by band as they came, `codes` the same in the type that is computed with.
+    `received` has rows as stored [N, num_items] by band as they came; `codes` what `MemoryTerms.codes` made of them.
     """
 
     step: StepTensors

@@ -54,7 +54,7 @@ class StepModel:
         return tuple(s.band for s in self.segments if s.band is not None)
 
     def forward(self, step: StepTensors, receive: Callable[[int], Tensor]) -> Tensor:
-        """The residual stream [N, D] behind the last layer; `receive(band)` gives codes [N, columns] when due."""
+        """The residual stream [N, D] behind the last layer; `receive(band)` gives rows as stored when due."""
         flow = self.begin(step)
         for segment in self.segments:
             if segment.band is not None:

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tolbuild.compress.packing import item_type
+from tolbuild.table.coding import RowCoding
 from tolbuild.table.errors import ToLError
 from tolserve.engine.request import MemoryCharge
 from tolserve.memory.bill import MemoryBill
@@ -23,18 +25,11 @@ from tolserve.memory.source import RowSource
 
 IntArray = NDArray[np.int64]
 
-_TORCH_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "int8": torch.int8,
-}
 
-
-def codes_tensor(rows: Any, dtype: str) -> Tensor:
-    """A source's bytes [rows, row_bytes] as a tensor [rows, columns] of the band's type, without a copy."""
+def codes_tensor(rows: Any, coding: RowCoding) -> Tensor:
+    """A source's bytes [rows, row_bytes] as a tensor of rows as stored [rows, num_items], without a copy."""
     tensor = rows if isinstance(rows, Tensor) else torch.from_numpy(rows)
-    return tensor.view(_TORCH_DTYPES[dtype])
+    return tensor.view(item_type(coding))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +67,13 @@ class RowFeed:
     def __init__(self, source: RowSource, bands: tuple[int, ...]) -> None:
         self._source = source
         self._bands = bands
-        self._layouts = {band.index: (sum(band.ranks), str(band.dtype)) for band in source.spec.bands}
+        self._codings = {band.index: band.coding for band in source.spec.bands}
         self._ahead: dict[str, _Request] = {}
         self.totals = RowTotals()
 
     def layout(self, band: int) -> tuple[int, torch.dtype]:
-        """Columns and type of a band's codes."""
-        columns, dtype = self._layouts[band]
-        return columns, _TORCH_DTYPES[dtype]
+        """Items of a band's row as stored, and their type."""
+        return self._codings[band].num_items, item_type(self._codings[band])
 
     def fetch_ahead(self, kind: str, token_ids: list[int]) -> None:
         """Request rows that the next step will probably need; a request of the same kind not used is replaced.
@@ -133,10 +127,10 @@ class RowFeed:
         return StepRows(requests=requests, row_index_N=place[inverse_N], num_unique=len(unique))
 
     def wait(self, rows: StepRows, band: int) -> Tensor:
-        """The source's pool [rows, columns] of a band once the step's rows are in it, in host or device memory."""
+        """The source's pool [rows, num_items] of a band once the step's rows are in it, in host or device memory."""
         for request in rows.requests:
             self._source.arrive(request.handle, band)
-        return codes_tensor(self._source.pool(band), self._layouts[band][1])
+        return codes_tensor(self._source.pool(band), self._codings[band])
 
     def charge(self, rows: StepRows, num_tokens: int) -> MemoryCharge:
         """What a step's rows cost all its requests together; called once, before `release`."""

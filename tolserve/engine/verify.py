@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tolbuild.compress.packing import unpack_layer
 from tolserve.engine.batch import IntArray
 from tolserve.engine.executor import Executor
 from tolserve.engine.expand import LayerExpansion, MemoryTerms
@@ -52,9 +53,9 @@ class RowVerifier:
         term = self._terms.layers[layer]
         pinned = self._terms.pinned.get(term.band)
         row = executor.collect(rows, term.band)[place] if pinned is None else pinned[int(token_ids[place])]
-        codes = row.cpu().float()
+        stored = row[None].cpu()
         expansion = self._expansions[layer] if self._expansions else LayerExpansion()
-        served_D = expansion.rows(codes[None, term.start : term.start + term.width])[0]
+        served_D = expansion.rows(unpack_layer(stored, term.coding, term.place, torch.float32))[0]
         expected_D = self._recompute(int(token_ids[place]), layer)
         distance = (served_D - expected_D).norm() / expected_D.norm().clamp(min=1e-30)
         self.num_checked += 1

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tolbuild.table.coding import RowCoding
+
 Ids = NDArray[np.int64]
 Index = NDArray[np.integer[Any]]
 Rows = NDArray[np.uint8]
@@ -18,8 +20,6 @@ Rows = NDArray[np.uint8]
 IDENTITY_BYTES = 16
 MAX_BANDS = 64
 """A request names its bands by the bits of one 64-bit word."""
-
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,9 @@ class BandSpec:
         index: number of the band, counted from 0 in layer order.
         layers: its layers.
         ranks: columns of each of them, side by side.
-        dtype: of a code: float32, bfloat16, float16 or int8.
+        dtype: of a code: float32, bfloat16, float16, int8 or int4.
         row_bytes: bytes of one token.
+        token_scaled: layers of which a row holds a scale beside the codes.
 
     Raises:
         ValueError: the numbers contradict each other.
@@ -42,17 +43,23 @@ class BandSpec:
     ranks: tuple[int, ...]
     dtype: str
     row_bytes: int
+    token_scaled: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < MAX_BANDS:
             raise ValueError(f"band index {self.index} is outside [0, {MAX_BANDS})")
         if len(self.layers) != len(self.ranks) or not self.layers:
             raise ValueError(f"band {self.index} has {len(self.layers)} layers and {len(self.ranks)} ranks")
-        if self.dtype not in _ITEM_BYTES:
-            raise ValueError(f"band {self.index} has dtype {self.dtype!r}; known are {', '.join(_ITEM_BYTES)}")
-        expected = sum(self.ranks) * _ITEM_BYTES[self.dtype]
-        if self.row_bytes != expected:
-            raise ValueError(f"band {self.index} states {self.row_bytes} bytes a row; its columns take {expected}")
+        if self.row_bytes != self.coding.row_bytes:
+            raise ValueError(
+                f"band {self.index} states {self.row_bytes} bytes a row; its columns take {self.coding.row_bytes}"
+            )
+
+    @cached_property
+    def coding(self) -> RowCoding:
+        """What the bytes of a row are."""
+        scaled = tuple(layer in self.token_scaled for layer in self.layers)
+        return RowCoding(dtype=self.dtype, ranks=self.ranks, token_scaled=scaled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +97,7 @@ class RowSpec:
                 ranks=tuple(band.ranks),
                 dtype=str(band.dtype),
                 row_bytes=band.row_bytes,
+                token_scaled=tuple(band.token_scaled),
             )
             for band in manifest.bands
         )
@@ -110,16 +118,9 @@ class RowSpec:
         bands = []
         for index, first in enumerate(range(0, num_layers, layers_per_band)):
             layers = tuple(range(first, min(first + layers_per_band, num_layers)))
-            columns = rank * len(layers)
-            bands.append(
-                BandSpec(
-                    index=index,
-                    layers=layers,
-                    ranks=(rank,) * len(layers),
-                    dtype=dtype,
-                    row_bytes=columns * _ITEM_BYTES[dtype],
-                )
-            )
+            ranks = (rank,) * len(layers)
+            coding = RowCoding(dtype=dtype, ranks=ranks, token_scaled=(False,) * len(layers))
+            bands.append(BandSpec(index=index, layers=layers, ranks=ranks, dtype=dtype, row_bytes=coding.row_bytes))
         return cls(bands=tuple(bands), vocab_size=vocab_size, identity=identity)
 
     @cached_property
