@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 from tolserve.engine.config import EngineConfig
 from tolserve.engine.kv_cache import KVCache
 from tolserve.engine.request import SamplingParams
-from tolserve.engine.scheduler import Scheduler, StepPlan
+from tolserve.engine.rows import RowFeed, StepRows
+from tolserve.engine.scheduler import Scheduler
 from tolserve.engine.sequence import Sequence
 from tolserve.memory.source import RowSource
 
@@ -32,7 +32,7 @@ class StepTime:
     """One step: seconds from known tokens to known tokens, and what it fetched."""
 
     step_s: float
-    bytes_moved: int
+    bytes_moved: float
 
 
 class PacedEngine:
@@ -53,12 +53,12 @@ class PacedEngine:
         source: RowSource | None = None,
         bands: tuple[int, ...] = (),
     ) -> None:
-        self._tokens = iter(tokens)
+        self._tokens = iter(tokens.tolist())
         num_steps, batch = tokens.shape
         self._segments_s = [count * pace_s for count in num_layers]
         self._bands = bands
-        self._source = source
-        self._handles: list[Any] = []
+        self._feed = RowFeed(source, bands) if source is not None else None
+        self._rows: StepRows | None = None
         config = EngineConfig(
             block_size=_BLOCK_SIZE,
             num_blocks=batch * (num_steps // _BLOCK_SIZE + 2),
@@ -68,63 +68,50 @@ class PacedEngine:
         )
         self._scheduler = Scheduler(config, _tiny_cache(config))
         params = SamplingParams(max_tokens=num_steps)
-        for index in range(batch):
-            self._scheduler.add(Sequence(str(index), [0], params, None))
+        self._sequences = [Sequence(str(index), [0], params, None) for index in range(batch)]
+        for sequence in self._sequences:
+            self._scheduler.add(sequence)
         for chunk in self._scheduler.schedule().chunks:
             chunk.sequence.num_computed += chunk.length
-        self._started = False
-        self._plan = self._plan_next()
 
     def step(self) -> StepTime:
         """One step from now on; returns when the device has ended it and the host is done with it."""
         tokens = next(self._tokens)
-        moved = 0
-        begin = end = time.perf_counter()
-        if self._source is None:
-            end += sum(self._segments_s)
-        else:
-            handle = self._source.start(tokens, bands=self._bands)
-            end = self._run_segments(self._source, handle, begin)
-            moved = handle.bill.bytes_moved
-            self._turn_over(self._source, handle)
-        for sequence, token in zip(self._plan.decodes, tokens.tolist(), strict=True):
-            sequence.tokens[-1] = token
-        self._plan = self._plan_next()
+        begin = time.perf_counter()
+        if self._feed is not None:
+            self._feed.fetch_ahead("decode", tokens)
+            if self._rows is not None:
+                self._feed.release(self._rows)
+        for sequence, token in zip(self._sequences, tokens, strict=True):
+            sequence.tokens.append(token)
+        plan = self._scheduler.schedule()
+        ids = np.fromiter((sequence.tokens[-1] for sequence in plan.decodes), np.int64, len(plan.decodes))
+        if self._feed is not None:
+            self._rows = self._feed.begin(ids)
+        end = begin
+        for band, segment_s in enumerate(self._segments_s):
+            if self._feed is not None and self._rows is not None and band in self._bands:
+                self._feed.wait(self._rows, band)
+                end = max(end, time.perf_counter())
+            end += segment_s
+        moved = self._charge(ids)
+        for sequence in plan.decodes:
+            sequence.num_computed += 1
         while time.perf_counter() < end:
             pass
         return StepTime(step_s=max(end, time.perf_counter()) - begin, bytes_moved=moved)
 
     def close(self) -> None:
         """Release what is held of the source."""
-        for handle in self._handles:
-            assert self._source is not None
-            self._source.release(handle)
-        self._handles.clear()
+        if self._feed is not None:
+            if self._rows is not None:
+                self._feed.release(self._rows)
+            self._feed.close()
 
-    def _run_segments(self, source: RowSource, handle: Any, begin: float) -> float:
-        """When the device ends the last segment, each being handed over when the host has seen its rows."""
-        end = begin
-        for band, segment_s in enumerate(self._segments_s):
-            if band in self._bands:
-                source.arrive(handle, band)
-                end = max(end, time.perf_counter())
-            end += segment_s
-        return end
-
-    def _turn_over(self, source: RowSource, handle: Any) -> None:
-        """Let go of the step before, which the device has ended; this step's rows are being read."""
-        for old in self._handles:
-            source.release(old)
-        self._handles = [handle]
-
-    def _plan_next(self) -> StepPlan:
-        """The next step's plan, made while the device computes this one: its tokens are not known, its blocks are."""
-        for sequence in self._scheduler.running:
-            if self._started:
-                sequence.num_computed += 1
-            sequence.tokens.append(0)
-        self._started = True
-        return self._scheduler.schedule()
+    def _charge(self, ids: NDArray[np.int64]) -> float:
+        if self._feed is None or self._rows is None:
+            return 0.0
+        return self._feed.charge(self._rows, len(ids)).bytes_moved
 
 
 def _tiny_cache(config: EngineConfig) -> KVCache:

@@ -6,6 +6,7 @@ bare socket that sends bytes from memory.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -90,13 +92,41 @@ def node_description(
     return {"kind": "node", "shape": shape, "core": core, "spin_us": spin_us, "max_bytes": max_bytes}
 
 
-def serve_bytes(listener: socket.socket) -> None:
-    """The bare socket: reads a length, sends so many bytes from memory, until its client is gone."""
+def fill(sock: socket.socket, buffer: memoryview) -> None:
+    """Fill `buffer`; a non-blocking socket is looked at without sleeping.
+
+    Raises:
+        ConnectionError: the peer is gone.
+    """
+    filled = 0
+    while filled < len(buffer):
+        with contextlib.suppress(BlockingIOError):
+            count = sock.recv_into(buffer[filled:])
+            if count == 0:
+                raise ConnectionError("the peer is gone")
+            filled += count
+
+
+def serve_bytes(listener: socket.socket, spin_s: float) -> None:
+    """The bare socket: reads a length, sends so many bytes from memory, until its client is gone.
+
+    For `spin_s` after a request it looks for the next without sleeping, then it waits.
+    """
     data = memoryview(np.random.default_rng(0).bytes(16 << 20))
     connection, _ = listener.accept()
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    while request := connection.recv(REQUEST.size, socket.MSG_WAITALL):
+    until = 0.0
+    while True:
+        connection.setblocking(time.monotonic() >= until)
+        try:
+            request = connection.recv(REQUEST.size)
+        except BlockingIOError:
+            continue
+        if not request:
+            return
+        connection.setblocking(True)
         connection.sendall(data[: REQUEST.unpack(request)[0]])
+        until = time.monotonic() + spin_s
 
 
 def main() -> None:
@@ -106,7 +136,7 @@ def main() -> None:
         os.sched_setaffinity(0, {told["core"]})
     if told["kind"] == "socket":
         listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=serve_bytes, args=(listener,), daemon=True).start()
+        threading.Thread(target=serve_bytes, args=(listener, told["spin_us"] * 1e-6), daemon=True).start()
         print(json.dumps(listener.getsockname()), flush=True)
         sys.stdin.read()
         return

@@ -14,6 +14,7 @@ from tolserve.engine.build import make_engine
 from tolserve.engine.config import EngineConfig
 from tolserve.engine.request import SamplingParams
 
+MAX_BATCH_TOKENS = 4096
 _RESULT_TIMEOUT_S = 120.0
 _GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": -1, "pad_token_id": 0}
 
@@ -44,7 +45,9 @@ class OurEngine:
     name = "ours"
 
     def __init__(self, weights: _Weights) -> None:
-        config = EngineConfig(num_blocks=1024, max_num_seqs=64, max_num_batched_tokens=4096, max_model_len=512)
+        config = EngineConfig(
+            num_blocks=1024, max_num_seqs=64, max_num_batched_tokens=MAX_BATCH_TOKENS, max_model_len=512
+        )
         self._engine = make_engine(weights, config)
 
     def generate(self, prompts: list[list[int]], outputs: list[int]) -> list[list[int]]:
@@ -77,7 +80,6 @@ class Eager:
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=longest,
-            min_new_tokens=longest,
             do_sample=False,
             pad_token_id=0,
         )
@@ -86,7 +88,7 @@ class Eager:
 
 
 class ContinuousBatching:
-    """transformers' continuous batching over a paged cache."""
+    """transformers' continuous batching over a paged cache, which is kept from one turn to the next, as ours is."""
 
     name = "transformers continuous batching"
 
@@ -99,7 +101,7 @@ class ContinuousBatching:
         manager = self._model.init_continuous_batching(
             generation_config=library.GenerationConfig(**_GREEDY),
             continuous_batching_config=library.ContinuousBatchingConfig(
-                num_blocks=512, max_batch_tokens=1024, page_size=32
+                num_blocks=512, max_batch_tokens=MAX_BATCH_TOKENS, page_size=32
             ),
         )
         manager.start()
@@ -112,7 +114,7 @@ class ContinuousBatching:
                 if result is not None and result.is_finished():
                     tokens[result.request_id] = result.generated_tokens
         finally:
-            manager.stop(block=True)
+            manager.stop(block=True, keep_for_next_session=True)
         return [tokens[str(index)] for index in range(len(prompts))]
 
 
@@ -137,6 +139,7 @@ def make_contestants(vocab_size: int) -> tuple[OurEngine, tuple[Contestant, ...]
     shape = {key: value for key, value in config.to_dict().items() if key in _SHARED_FIELDS}
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, pad_token_id=0)).eval()
+    model.generation_config.eos_token_id = None  # every output has the length that was asked for
     ours = OurEngine(_Weights(config, model.state_dict()))
     rivals = (Eager(model), ContinuousBatching(model))
     return ours, rivals

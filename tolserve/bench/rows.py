@@ -3,11 +3,14 @@
 - `tcp_vs_socket_96k`: latency of a whole fetch of one row of 96 KiB by the row client (look-up to row in the buffer)
   over that of a bare TCP socket which sends as many bytes from memory; ratio of medians.
 - `tcp_vs_socket_12m`: throughput of fetching 128 such rows over the bare socket's; ratio of medians.
-- `client_overhead_us`: the client's work for 64 tokens of 12 KiB that are all cached, median.
+- `client_overhead_us`: the engine's work for the rows of 64 tokens of 12 KiB that are all cached, with the policy that
+  serving defaults to, median.
 - `paced_overhead`: see `tolserve.bench.paced_rows`.
 
-The memory node has a core of its own, and looks for requests without sleeping while traffic lasts (`spin_us`); its rows
-repeat within a smaller memory (`CyclicStore`), since 128,256 rows of 96 KiB are more than most test machines hold.
+The memory node has a core of its own; where it is said that it spins, it looks for requests without sleeping while
+traffic lasts. `tcp_vs_socket_*` are of the regime in which everybody waits asleep, as they do unless told otherwise;
+`sockets` has both. The node's rows repeat within a smaller memory (`CyclicStore`), since 128,256 rows of 96 KiB are
+more than most test machines hold.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from tolserve.bench.paced_rows import measure_paced
-from tolserve.bench.peers import REQUEST, node_description, own_cores, peer
-from tolserve.bench.report import alternate, estimate
+from tolserve.bench.peers import REQUEST, fill, node_description, own_cores, peer
+from tolserve.bench.report import estimate
+from tolserve.engine.rows import RowFeed
 from tolserve.memory.cached import CachedSource
 from tolserve.memory.client import ClientConfig, PartitionedClient
 from tolserve.memory.local import StoreFetcher
@@ -35,6 +39,8 @@ SEED = 0
 VOCAB_SIZE = 128_256
 NODE_BYTES = 512 << 20
 SPIN_US = 20_000
+TURN_FETCHES = 10
+"""Fetches that a contestant makes in a row, after one that is not counted: its server is then awake, and spinning."""
 
 
 def run(*, quick: bool) -> dict[str, Any]:
@@ -46,16 +52,19 @@ def run(*, quick: bool) -> dict[str, Any]:
     gc.collect()
     gc.freeze()
     try:
-        sockets = measure_sockets(there, quick=quick)
+        sockets = {
+            "waiting": measure_sockets(there, spin_us=0, quick=quick),
+            "spinning": measure_sockets(there, spin_us=SPIN_US, quick=quick),
+        }
         client = measure_client(quick=quick)
         paced = measure_paced(there, quick=quick)
     finally:
         os.sched_setaffinity(0, before)
         gc.unfreeze()
     return {
-        "tcp_vs_socket_96k": round(sockets["96k"]["ratio"], 3),
-        "tcp_vs_socket_12m": round(sockets["12m"]["ratio"], 3),
-        "client_overhead_us": round(client["static"]["median"], 1),
+        "tcp_vs_socket_96k": round(sockets["waiting"]["96k"]["ratio"], 3),
+        "tcp_vs_socket_12m": round(sockets["waiting"]["12m"]["ratio"], 3),
+        "client_overhead_us": round(client["lru"]["median"], 1),
         "paced_overhead": paced["paced_overhead"],
         "sockets": sockets,
         "client": client,
@@ -65,18 +74,23 @@ def run(*, quick: bool) -> dict[str, Any]:
     }
 
 
-def measure_sockets(core: int | None, *, quick: bool) -> dict[str, Any]:
-    """The row client and a bare socket in turn, 1 and 128 rows of 96 KiB."""
+def measure_sockets(core: int | None, *, spin_us: int, quick: bool) -> dict[str, Any]:
+    """The row client and a bare socket in turn, 1 and 128 rows of 96 KiB.
+
+    Both contestants wait in the same way: asleep in the system, or, where `spin_us` is given, looking for bytes without
+    sleeping on both sides. Before a contestant's turn the other's server, which has the same core, has gone to sleep.
+    """
     node = node_description(
-        rank=2048, dtype="float16", vocab_size=VOCAB_SIZE, core=core, spin_us=SPIN_US, max_bytes=NODE_BYTES
+        rank=2048, dtype="float16", vocab_size=VOCAB_SIZE, core=core, spin_us=spin_us, max_bytes=NODE_BYTES
     )
     spec = RowSpec.uniform(**node["shape"])
-    with peer(node) as address, peer({"kind": "socket", "core": core}) as bare_address:
-        client = PartitionedClient(spec, [[address]], ClientConfig(spin_us=2000))
+    with peer(node) as address, peer({"kind": "socket", "core": core, "spin_us": spin_us}) as bare_address:
+        client = PartitionedClient(spec, [[address]], ClientConfig(spin_us=spin_us))
         client.wait_connected(30)
         source = CachedSource(client, num_staging=1024)
         bare = socket.create_connection(bare_address)
         bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        bare.setblocking(not spin_us)
         try:
             small = _against_socket(source, bare, 1, 100 if quick else 1000)
             large = _against_socket(source, bare, 128, 15 if quick else 100)
@@ -107,18 +121,25 @@ def _against_socket(source: RowSource, bare: socket.socket, num_rows: int, round
     def by_socket() -> float:
         began = time.perf_counter()
         bare.sendall(REQUEST.pack(num_bytes))
-        filled = 0
-        while filled < num_bytes:
-            filled += bare.recv_into(buffer[filled:])
+        fill(bare, buffer)
         return (time.perf_counter() - began) * 1e6
 
-    by_client(), by_socket()
-    figures = alternate({"client": by_client, "socket": by_socket}, rounds=rounds, limit_s=30)
+    figures: dict[str, list[float]] = {"client": [], "socket": []}
+    turns = [("client", by_client), ("socket", by_socket)]
+    for turn in range(max(2, rounds // TURN_FETCHES)):
+        for name, fetch in turns if turn % 2 else reversed(turns):
+            time.sleep(2e-6 * SPIN_US)
+            fetch()
+            figures[name] += [fetch() for _ in range(TURN_FETCHES)]
     return {f"{name}_us": _spread(values) for name, values in figures.items()} | {"bytes": num_bytes}
 
 
 def measure_client(*, quick: bool) -> dict[str, Any]:
-    """Microseconds from ids to index and back for 64 tokens of 12 KiB, all cached: look-up, pinning, release."""
+    """Microseconds of the engine's row path for 64 tokens of 12 KiB, all cached.
+
+    De-duplication, look-up, pinning of slots, the six bands' arrival, the bill and the release, as `Engine.step` calls
+    them. Rows are read where they lie, so that there is no copy to leave out.
+    """
     spec = RowSpec.uniform(num_layers=24, layers_per_band=4, rank=512, dtype="int8", vocab_size=VOCAB_SIZE)
     num_slots = 4096
     counts = np.arange(VOCAB_SIZE, 0, -1)
@@ -129,16 +150,21 @@ def measure_client(*, quick: bool) -> dict[str, Any]:
         store = CyclicStore(spec, num_rows=256, seed=SEED)
         source = CachedSource(StoreFetcher(store), num_slots=num_slots, policy=policy, num_staging=2048)
         source.warm()
+        bands = spec.choose(None)
+        feed = RowFeed(source, bands)
         values = []
         for _ in range(300 if quick else 3000):
             ids = draw.integers(0, num_slots, 64)
+            tokens = ids.tolist()
             began = time.perf_counter()
-            handle = source.start(ids)
-            for band in range(len(spec.bands)):
-                source.arrive(handle, band)
-            source.release(handle)
+            feed.fetch_ahead("decode", tokens)
+            rows = feed.begin(ids)
+            for band in bands:
+                feed.wait(rows, band)
+            charge = feed.charge(rows, len(ids))
+            feed.release(rows)
             values.append((time.perf_counter() - began) * 1e6)
-            assert not handle.stretches, "every row was cached"
+            assert charge.bytes_moved == 0, "every row was cached"
         figures[name] = _spread(values)
     return figures
 

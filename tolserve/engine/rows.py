@@ -20,6 +20,7 @@ from tolbuild.table.coding import RowCoding
 from tolbuild.table.errors import ToLError
 from tolserve.engine.request import MemoryCharge
 from tolserve.memory.bill import MemoryBill
+from tolserve.memory.cached import distinct
 from tolserve.memory.source import RowSource
 
 IntArray = NDArray[np.int64]
@@ -82,7 +83,7 @@ class RowFeed:
         stale = self._ahead.pop(kind, None)
         if stale is not None:
             self._source.release(stale.handle)
-        ids = np.unique(np.array(token_ids, np.int64))
+        ids = distinct(np.array(token_ids, np.int64))
         for other in self._ahead.values():
             ids = ids[~np.isin(ids, other.ids, assume_unique=True)]
         if len(ids):
@@ -91,6 +92,24 @@ class RowFeed:
 
     def begin(self, token_ids_N: IntArray) -> StepRows:
         """Gather a step's requests: those ahead that have some of its rows, and one for the rest."""
+        return self._begin_with_the_one_ahead(token_ids_N) or self._begin_with_any(token_ids_N)
+
+    def _begin_with_the_one_ahead(self, token_ids_N: IntArray) -> StepRows | None:
+        """The usual decode step, whose tokens were requested when they were sampled; None for any other."""
+        if len(self._ahead) != 1:
+            return None
+        ((kind, request),) = self._ahead.items()
+        found_N = np.searchsorted(request.ids, token_ids_N)
+        if found_N.max() == len(request.ids) or not np.array_equal(request.ids[found_N], token_ids_N):
+            return None
+        del self._ahead[kind]
+        is_used = np.zeros(len(request.ids), np.bool_)
+        is_used[found_N] = True
+        return StepRows(
+            requests=[request], row_index_N=request.handle.index[found_N], num_unique=int(np.count_nonzero(is_used))
+        )
+
+    def _begin_with_any(self, token_ids_N: IntArray) -> StepRows:
         unique, inverse_N = np.unique(token_ids_N, return_inverse=True)
         place = np.full(len(unique), -1, np.int64)
         used: list[str] = []

@@ -91,56 +91,77 @@ class Channel:
         """
         moved = False
         while flight.num_done < num_bands and self.flights:
-            target = self._target()
-            count = self.link.recv_into(target)
+            count = self.link.recv_into(*self._targets())
             if count == 0:
                 break
             moved = True
-            self._filled += count
-            self._advance()
+            self._take(count)
         if moved:
             self.silent_since = None
         elif self.silent_since is None:
             self.silent_since = time.monotonic()
         return moved
 
-    def _target(self) -> memoryview:
-        if self._in_head:
-            return memoryview(self._head)[self._filled :]
+    def _targets(self) -> list[memoryview]:
+        """Where the next bytes go: what is left of the head, and the regions of the flight that is being answered."""
         flight = self.flights[0]
-        region = flight.regions[flight.num_done]
+        if self._in_head:
+            head = memoryview(self._head)[self._filled :]
+            return [head] if flight.dropped else [head, *flight.regions[flight.num_done :]]
+        region, *others = flight.regions[flight.num_done :]
         if flight.dropped:
-            return _sink[: len(region) - self._filled]
-        return region[self._filled :] if self._filled else region
+            return [_sink[: len(region) - self._filled]]
+        return [region[self._filled :], *others]
 
-    def _advance(self) -> None:
+    def _take(self, count: int) -> None:
+        """The next `count` bytes have come to where `_targets` said."""
         flight = self.flights[0]
         if self._in_head:
-            if self._filled == RESPONSE.size:
-                self._filled = 0
-                self._open_answer(flight)
-        elif self._filled == len(flight.regions[flight.num_done]):
+            part = min(count, RESPONSE.size - self._filled)
+            self._filled += part
+            count -= part
+            if self._filled < RESPONSE.size:
+                return
             self._filled = 0
-            flight.num_done += 1
-            if flight.complete:
-                self.flights.popleft()
-                self._in_head = True
+            self._open_answer(flight, count)
+            if self._in_head:
+                return
+        while count:
+            size = len(flight.regions[flight.num_done])
+            part = min(count, size - self._filled)
+            self._filled += part
+            count -= part
+            if self._filled == size:
+                self._filled = 0
+                flight.num_done += 1
+        if flight.complete:
+            self.flights.popleft()
+            self._in_head = True
 
-    def _open_answer(self, flight: Flight) -> None:
+    def _open_answer(self, flight: Flight, num_here: int) -> None:
+        """Read a head; `num_here` bytes behind it are in the flight's regions already.
+
+        Raises:
+            LinkError: it is a refusal, and more than its message has come with it; asking again sorts that out.
+        """
         header = unpack_response(self._head)
         if header.request_id != flight.request_id:
             raise ProtocolError(f"{self.name} answered request {header.request_id}; {flight.request_id} was next")
         if header.status == Status.OK:
-            expected = sum(len(region) for region in flight.regions[flight.num_done :])
+            expected = sum([len(region) for region in flight.regions[flight.num_done :]])
             if header.length != expected:
                 raise ProtocolError(f"{self.name} sends {header.length} bytes of rows; {expected} were asked for")
             self._in_head = False
             return
-        message = f"{self.name}: {read_exactly(self.link, header.length, 1.0).decode(errors='replace')}"
+        here = b"".join(flight.regions[flight.num_done :])[: min(num_here, header.length)]
+        rest = read_exactly(self.link, header.length - len(here), 1.0)
+        message = f"{self.name}: {(here + rest).decode(errors='replace')}"
         if header.status not in _OUR_FAULT:
             raise RefusedError(header.status, message)
         flight.fault = RowRequestError(message)
         self.flights.popleft()
+        if num_here > header.length:
+            raise LinkError(f"{self.name} sent more behind a refusal ({message})")
 
 
 def open_channel(transport: Transport, address: Address, identity: bytes, timeout_s: float) -> tuple[Channel, Hello]:

@@ -79,6 +79,10 @@ class TableStore:
         """See `RowStore.gather`."""
         self._table.codes_into(places, band, out)
 
+    def views(self, places: NDArray[np.int64], band: int) -> list[memoryview] | None:
+        """None: every row is checked on its way; see `RowStore.views`."""
+        return None
+
     def close(self) -> None:
         """Close the table."""
         self._table.close()

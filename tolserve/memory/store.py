@@ -29,6 +29,9 @@ class RowStore(Protocol):
     def gather(self, places: NDArray[np.int64], band: int, out: Rows) -> None:
         """Copy rows of `band` into `out`, uint8 [len(places), row_bytes]."""
 
+    def views(self, places: NDArray[np.int64], band: int) -> list[memoryview] | None:
+        """Rows of `band` where they lie; None where they are not in this process's memory."""
+
     def close(self) -> None:
         """Give back what is open."""
 
@@ -43,6 +46,7 @@ class RamStore:
         self.spec = spec
         self.partition = partition
         self.bands = bands
+        self._flat = [flat(rows) for rows in bands]
 
     @classmethod
     def empty(cls, spec: RowSpec, partition: Partition) -> RamStore:
@@ -57,6 +61,10 @@ class RamStore:
     def gather(self, places: NDArray[np.int64], band: int, out: Rows) -> None:
         """See `RowStore.gather`."""
         self.bands[band].take(places, axis=0, out=out, mode="clip")
+
+    def views(self, places: NDArray[np.int64], band: int) -> list[memoryview] | None:
+        """See `RowStore.views`."""
+        return views_of(self._flat[band], self.bands[band].shape[1], places)
 
     def close(self) -> None:
         """The memory goes with the object."""
@@ -79,6 +87,7 @@ class CyclicStore:
             for first in range(0, self._num_rows, 1024):
                 part = band[first : first + 1024]
                 part[:] = np.frombuffer(rng.bytes(part.size), np.uint8).reshape(part.shape)
+        self._flat = [flat(band) for band in self._bands]
 
     def locate(self, ids: Ids) -> NDArray[np.int64]:
         """See `RowStore.locate`."""
@@ -88,5 +97,19 @@ class CyclicStore:
         """See `RowStore.gather`."""
         self._bands[band].take(places, axis=0, out=out, mode="clip")
 
+    def views(self, places: NDArray[np.int64], band: int) -> list[memoryview] | None:
+        """See `RowStore.views`."""
+        return views_of(self._flat[band], self._bands[band].shape[1], places)
+
     def close(self) -> None:
         """The memory goes with the object."""
+
+
+def flat(rows: Rows) -> memoryview:
+    """The bytes of a contiguous array."""
+    return memoryview(rows.reshape(-1).view(np.uint8))
+
+
+def views_of(flat_rows: memoryview, row_bytes: int, places: NDArray[np.int64]) -> list[memoryview]:
+    """The chosen rows, without a copy."""
+    return [flat_rows[start : start + row_bytes] for start in (places * row_bytes).tolist()]

@@ -34,17 +34,18 @@ class DelayedLink:
             raise LinkError("the delayed link is closed")
         self._held.append((time.perf_counter() + self._round_trip_s, frame))
 
-    def recv_into(self, view: memoryview) -> int:
+    def recv_into(self, *views: memoryview) -> int:
         """See `Link.recv_into`."""
         now = time.perf_counter()
         self._send_due(now)
         if not self._bytes_per_s:
-            return self._link.recv_into(view)
+            return self._link.recv_into(*views)
         burst = max(1.0, self._bytes_per_s * self._BURST_S)
         self._credit = min(burst, self._credit + (now - self._credited_at) * self._bytes_per_s)
         self._credited_at = now
         if self._credit < 1:
             return 0
+        view = next(view for view in views if len(view))
         count = self._link.recv_into(view[: int(self._credit)])
         self._credit -= count
         return count

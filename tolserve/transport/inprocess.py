@@ -26,8 +26,9 @@ class InProcessLink:
             raise LinkError("the in-process link is closed")
         self._unread += frame
 
-    def recv_into(self, view: memoryview) -> int:
+    def recv_into(self, *views: memoryview) -> int:
         """See `Link.recv_into`."""
+        view = next(view for view in views if len(view))
         with self._lock:
             if not self._pending:
                 self._pending = self._next()

@@ -18,8 +18,10 @@ class Link(Protocol):
             LinkError: the peer is gone, or takes nothing for the time the link was made with.
         """
 
-    def recv_into(self, view: memoryview) -> int:
-        """Bytes received into the start of `view` now; 0 where none are there yet.
+    def recv_into(self, *views: memoryview) -> int:
+        """Bytes received now into `views`, one after another from the start; 0 where none are there yet.
+
+        Fewer may come than are there; the views together are not empty.
 
         Raises:
             LinkError: the peer has closed the connection.

@@ -27,10 +27,10 @@ from tolserve.transport.frames import (
 
 
 class Answer(NamedTuple):
-    """Rows being sent: `length` bytes in `pieces`. A piece is valid until the next one is asked for."""
+    """Rows being sent: `length` bytes in `pieces`, each some buffers that are valid until the next is asked for."""
 
     length: int
-    pieces: Iterator[memoryview]
+    pieces: Iterator[list[memoryview]]
 
 
 class Responder(Protocol):
@@ -71,7 +71,7 @@ class Session:
         self._view = memoryview(self._buffer)
         self._filled = 0
         self._head: bytes | None = None
-        self._pieces: Iterator[memoryview] | None = None
+        self._pieces: Iterator[list[memoryview]] | None = None
         self.closing = False
 
     def inbox(self) -> memoryview:
@@ -91,9 +91,9 @@ class Session:
             self._answer()
             piece = self._next_piece()
         head, self._head = self._head, None
-        return [part for part in (head, piece) if part is not None]
+        return [*(() if head is None else (head,)), *(piece or ())]
 
-    def _next_piece(self) -> memoryview | None:
+    def _next_piece(self) -> list[memoryview] | None:
         """The next of the pending answer. A failure in it cannot be told to the client any more: the stream ends."""
         if self._pieces is None:
             return None

@@ -23,6 +23,7 @@ class TcpLink:
         self._address = address
         self._timeout_s = timeout_s
         self._receive = sock.recv_into
+        self._scatter = sock.recvmsg_into
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
 
@@ -39,10 +40,10 @@ class TcpLink:
             if sent == len(frame):
                 return
 
-    def recv_into(self, view: memoryview) -> int:
+    def recv_into(self, *views: memoryview) -> int:
         """See `Link.recv_into`."""
         try:
-            count = self._receive(view)
+            count = self._receive(views[0]) if len(views) == 1 else self._scatter(views)[0]
         except BlockingIOError:
             return 0
         except (OSError, ValueError) as error:
