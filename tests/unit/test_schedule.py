@@ -52,7 +52,7 @@ def test_every_cell_runs_once_after_what_it_needs(
         done = running.pop(chance.randrange(len(running)))
         schedule.finish(done)
         finished.append(done)
-    every = (*plan.sum_cells(), *plan.fit_cells(), *plan.ranks_cells(), *plan.shard_cells())
+    every = (*plan.sum_cells(), *plan.fit_cells(), *plan.ranks_cells(), *plan.scale_cells(), *plan.shard_cells())
     assert sorted(map(str, finished)) == sorted(map(str, every))
 
 
