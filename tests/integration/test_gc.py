@@ -200,9 +200,9 @@ def test_a_store_that_ignores_conditions_needs_a_single_writer(
         proxy.on(without("if-none-match"), method="PUT", times=ALWAYS)
         for name, value in (("ENDPOINT_URL", proxy.url), ("ACCESS_KEY_ID", "x"), ("SECRET_ACCESS_KEY", "x")):
             monkeypatch.setenv(f"AWS_{name}", value)
-        store = open_store("s3://tables/unconditional")
+        store = open_store("s3://tables/gc-unconditional")
         store.write("receipts/abc/band-000/00000.json", b"x")
-        line = ["s3://tables/unconditional", "--delete", "--older-than", "0s"]
+        line = ["s3://tables/gc-unconditional", "--delete", "--older-than", "0s"]
         assert main(line) == 1
         assert "--single-writer" in capsys.readouterr().err
         assert main([*line, "--single-writer"]) == 0
