@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo venv test test-quick check bench clean
+.PHONY: help demo venv test test-all check bench clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,11 +25,11 @@ $(STAMP): pyproject.toml constraints.txt infra/s3rver/package-lock.json
 		echo 's3rver, a second S3, is not installed: npm is not here or failed; its tests and bench are left out'; fi
 	@touch $(STAMP)
 
-test: venv ## all tests
-	$(BIN)/python -m pytest
-
-test-quick: venv ## the tests that take seconds
+test: venv ## all tests but the long ones
 	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: venv ## all tests, the long ones too
+	$(BIN)/python -m pytest
 
 check: venv ## ruff, and mypy --strict on the packages
 	$(BIN)/ruff check .

@@ -73,8 +73,8 @@ def describe(usage: dict[str, Any]) -> str:
         lines += [
             f"  its memory bill: {bill['rows_needed']} rows needed, {bill['rows_unique']} of them distinct in a step"
             f" ({hits})",
-            f"  {bill['bytes_moved'] / 1024:,.1f} KiB over the network in {bill['fetch_ms']:.1f} ms, of which layers "
-            f"waited {bill['stall_ms']:.1f} ms",
+            f"  {bill['bytes_moved'] / 1024:,.1f} KiB over the network; from request to the last band taken "
+            f"{bill['fetch_ms']:.1f} ms, layers waited {bill['stall_ms']:.1f} ms",
         ]
     return "\n".join(lines)
 

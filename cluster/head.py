@@ -21,7 +21,10 @@ from cluster.state import ClusterState
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local", "AWS_REGION": "us-east-1"}
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 180.0
+"""For each of the two. A busy machine of two cores takes a minute for Ray; what fails says so long before this."""
+_STARTED = "Ray runtime started"
+"""What `ray start` prints once the head's node is registered with its CPUs; it ends where that takes too long."""
 _ATTEMPTS = 3
 _MIN_STORE_BYTES = 80_000_000
 
@@ -135,7 +138,8 @@ def _start_once(new: ClusterState, options: ClusterOptions, interrupts: Interrup
     new = _spawn(new, _ray_command(folder, ports, options), ray_environment, folder / "ray.log")
     _wait(new, lambda: port_file.exists(), "the S3 stand-in", folder / "s3.log", interrupts)
     url = f"http://127.0.0.1:{ports[1]}"
-    _wait(new, lambda: _takes_jobs(url, token.read_text()), "Ray", folder / "ray.log", interrupts)
+    ray_log = folder / "ray.log"
+    _wait(new, lambda: has_node(ray_log) and _takes_jobs(url, token.read_text()), "Ray", ray_log, interrupts)
 
     s3_url = f"http://127.0.0.1:{port_file.read_text()}"
     address = f"127.0.0.1:{ports[0]}"
@@ -196,6 +200,11 @@ def _wait(new: ClusterState, ready: Callable[[], bool], what: str, log: Path, in
     if dead or not in_time:
         fault = "ended" if dead else f"was not ready after {START_TIMEOUT_S:.0f} s"
         raise StartError(f"{what} {fault}; the end of its log:\n{tail(log)}")
+
+
+def has_node(ray_log: Path) -> bool:
+    """Whether the head has a live node, by the log of its `ray start --block`: jobs are taken before that."""
+    return ray_log.exists() and _STARTED in ray_log.read_text(errors="replace")
 
 
 def _takes_jobs(url: str, token: str) -> bool:

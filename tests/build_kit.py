@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from tolbuild.checkpoint import save_checkpoint
+from tolbuild.checkpoint import open_checkpoint, save_checkpoint
 from tolbuild.config import ModelConfig
 from tolbuild.model import MemoryLLM
 
@@ -47,6 +47,16 @@ def make_checkpoint(path: Path, *, seed: int = 0, **changes: object) -> str:
             if name.endswith("memory_layernorm.bias"):
                 parameter.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(seed))
     save_checkpoint(path, config, model.state_dict())
+    return str(path)
+
+
+def edited_checkpoint(checkpoint: str, path: Path, edit: Callable[[str, torch.Tensor], None]) -> str:
+    """A copy whose tensors `edit` has changed in place, by name."""
+    opened = open_checkpoint(checkpoint)
+    state = {name: opened.tensor(name).clone() for name in opened.names}
+    for name, tensor in state.items():
+        edit(name, tensor)
+    save_checkpoint(path, opened.config, state)
     return str(path)
 
 

@@ -38,6 +38,9 @@ class Interrupting:
             raise KeyboardInterrupt
         return events
 
+    def waits_for(self) -> str:
+        return self._pool.waits_for()
+
     def close(self, *, stopped: bool) -> None:
         self._pool.close(stopped=stopped)
 

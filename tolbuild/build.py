@@ -8,6 +8,7 @@ that is given two cells at a time computes one while the other is on its way.
 from __future__ import annotations
 
 import queue
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tolbuild.checkpoint import open_checkpoint
+from tolbuild.checkpoint import Digests, open_checkpoint
+from tolbuild.config import ModelConfig
 from tolbuild.grid import Cell, FitCell, PartialCell, RanksCell, ScaleCell, ShardCell, SumCell
 from tolbuild.plan import Plan
-from tolbuild.table.errors import ObjectNotFoundError, TableCorruptError
+from tolbuild.table.errors import IdentityError, ObjectNotFoundError, TableCorruptError
 from tolbuild.table.store import Credentials, open_store
 from tolbuild.table.writer import write_shard
 from tolbuild.worker.cache import Cache
@@ -54,12 +56,14 @@ class CellReport:
 class WorkOrder:
     """Everything a worker needs to know, small enough to send anywhere.
 
-    rows: how pass 2 gets the rows of pass 1. run: name of this run, equal for all its workers. spool_bytes: the most
-    that spooled rows may take on a machine.
+    model, digests: of the checkpoint that the plan was made from. rows: how pass 2 gets the rows of pass 1. run: name
+    of this run, equal for all its workers. spool_bytes: the most that spooled rows may take on a machine.
     """
 
     plan: Plan
     checkpoint: str
+    model: ModelConfig
+    digests: Digests
     table: str
     credentials: Credentials | None
     device: str
@@ -85,7 +89,7 @@ class Worker:
 
     Raises:
         ValueError: no GPU where one is asked for.
-        ToLError: the checkpoint cannot be opened.
+        ToLError: the checkpoint cannot be opened. (That it is another than the plan's is found when it is read.)
     """
 
     def __init__(self, order: WorkOrder, *, lanes: int = 1) -> None:
@@ -96,7 +100,12 @@ class Worker:
         spools = plan.needs_sums and (order.rows == "spool" or (order.rows == "auto" and device.type == "cpu"))
         self._spool = Spool(order.spool_dir, order.run, order.spool_bytes if spools else 0)
         widest_band = max(len(band.layers) for band in plan.bands)
-        checkpoint = open_checkpoint(order.checkpoint, credentials=order.credentials)
+        checkpoint = open_checkpoint(order.checkpoint, credentials=order.credentials, expected=order.digests)
+        if checkpoint.config != order.model:
+            raise IdentityError(
+                f"config.json of {order.checkpoint} as {socket.gethostname()} reads it is not that of the checkpoint "
+                "which the plan was made from; give all workers the same one and run again"
+            )
         held = lanes if spools else lanes * widest_band
         weights_V = self._read(weights_key(plan))["weights"] if plan.weights else None
         self._source = RowSource(plan, checkpoint, device, held, self._stop, weights_V)

@@ -6,6 +6,7 @@ feed-forward network are this family's own (MemoryLLM, arXiv 2602.00398).
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -14,6 +15,23 @@ KINDS: tuple[Kind, ...] = ("base", "memory", "flex")
 
 _PAPER_MEMORY_WIDTHS = {(2048, 1): 4778, (2048, 2): 4096, (2048, 3): 3418}
 """K_M of the paper's 1B Flex models by (d, beta); other shapes take K - K_C."""
+
+_COUNTS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_LEAST = {
+    **dict.fromkeys((*_COUNTS, "max_position_embeddings"), 1),
+    **dict.fromkeys(("num_key_value_heads", "context_intermediate_size", "memory_intermediate_size", "beta"), 0),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "initializer_range"), 0.0),
+}
+"""The least that a size or a number may be; a 0 is derived where it can be."""
+
+_KINDS_OF_VALUE: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "int | None": ((int, type(None)), "a whole number or null"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a string"),
+    "Kind": ((str,), "a string"),
+}
 
 _FOREIGN_KEYS = frozenset({"architectures", "transformers_version", "auto_map", "use_cache"})
 """Keys that Hugging Face tools write into every config.json and that say nothing of the model."""
@@ -43,7 +61,8 @@ class ModelConfig:
     and `memory_intermediate_size` (K_M) are derived from `beta` when left at 0.
 
     Raises:
-        ValueError: a size is not positive, heads do not divide the width, or `beta` does not fit `kind`.
+        ValueError: a value of another type or out of its range, by name; heads do not divide the width, or `beta` does
+            not fit `kind`.
     """
 
     kind: Kind
@@ -68,14 +87,13 @@ class ModelConfig:
     model_type: str = "memoryllm"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            _check_value(field.name, str(field.type), getattr(self, field.name))
         if self.kind not in KINDS:
             raise ValueError(f"kind is {self.kind!r}; it must be one of {', '.join(KINDS)}")
         if self.model_type != "memoryllm":
             raise ValueError(f"model_type is {self.model_type!r}; this reader knows 'memoryllm'")
         self._derive()
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(
                 f"hidden_size {self.hidden_size} over {self.num_attention_heads} heads must give an even head width"
@@ -123,13 +141,13 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The config that a parsed config.json states.
+        """The config that a parsed config.json states. `dtype` is another spelling of `torch_dtype`.
 
         Raises:
             ValueError: an unknown key, a missing one or a value that does not fit, each named.
         """
         known = {f.name for f in fields(cls)}
-        given = {key: value for key, value in values.items() if key not in _FOREIGN_KEYS}
+        given = _one_dtype({key: value for key, value in values.items() if key not in _FOREIGN_KEYS})
         unknown = sorted(set(given) - known)
         if unknown:
             raise ValueError(f"unknown config keys: {', '.join(unknown)}; known ones: {', '.join(sorted(known))}")
@@ -141,3 +159,24 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds; `from_dict` of it gives an equal config."""
         return asdict(self)
+
+
+def _check_value(name: str, kind: str, value: object) -> None:
+    types, words = _KINDS_OF_VALUE[kind]
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise ValueError(f"{name} is {value!r}; it must be {words}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}; it must be a finite number")
+    if isinstance(value, (int, float)) and value < _LEAST.get(name, value):
+        raise ValueError(f"{name} is {value!r}; it must be at least {_LEAST[name]}")
+    if name == "rope_theta" and isinstance(value, (int, float)) and value <= 0:
+        raise ValueError(f"{name} is {value!r}; it must be above 0")
+
+
+def _one_dtype(given: dict[str, Any]) -> dict[str, Any]:
+    if "dtype" not in given:
+        return given
+    dtype = given.pop("dtype")
+    if given.setdefault("torch_dtype", dtype) != dtype:
+        raise ValueError(f"dtype is {dtype!r} and torch_dtype is {given['torch_dtype']!r}; they are one thing")
+    return given

@@ -26,6 +26,11 @@ class RowRange:
     def __len__(self) -> int:
         return self.stop - self.start
 
+    @property
+    def ids(self) -> range:
+        """Each of them."""
+        return range(self.start, self.stop)
+
     def steps(self, size: int) -> Iterator[RowRange]:
         """The range cut at multiples of `size` from its start; the last piece may be shorter."""
         for start in range(self.start, self.stop, size):

@@ -255,7 +255,9 @@ def _kept_layers(config: BuildConfig, model: ModelConfig) -> tuple[tuple[int, ..
     dropped = tuple(sorted(config.drop_layers))
     kept = tuple(layer for layer in range(model.num_hidden_layers) if layer not in dropped)
     if any(not 0 <= layer < model.num_hidden_layers for layer in dropped):
-        raise ValueError(f"--drop-layers {dropped}: the model has layers 0 to {model.num_hidden_layers - 1}")
+        raise ValueError(
+            f"--drop-layers {' '.join(map(str, dropped))}: the model has layers 0 to {model.num_hidden_layers - 1}"
+        )
     if not kept:
         raise ValueError(f"--drop-layers leaves none of the {model.num_hidden_layers} layers")
     return kept, dropped

@@ -61,19 +61,6 @@ class MemoryFFN:
                 )
             object.__setattr__(self, name, _aligned(tensor.float() if name.startswith("norm") else tensor))
 
-    @classmethod
-    def from_weights(
-        cls, *, norm_weight_D: Tensor, norm_bias_D: Tensor, gate_KD: Tensor, up_KD: Tensor, down_DK: Tensor, eps: float
-    ) -> MemoryFFN:
-        """The network of a checkpoint's five tensors, in fp32."""
-        return cls(
-            norm_weight_D=norm_weight_D,
-            norm_bias_D=norm_bias_D,
-            gate_up_2KD=torch.cat((gate_KD.float(), up_KD.float())),
-            down_DK=down_DK.float(),
-            eps=eps,
-        )
-
     @property
     def hidden_units(self) -> int:
         """K, the width of the hidden layer."""

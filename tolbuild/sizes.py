@@ -9,7 +9,7 @@ from tolbuild.compress.allocate import Costs
 from tolbuild.table.coding import LARGEST_CODE, SCALE_BYTES
 from tolbuild.table.parquet import FRAME_BYTES, MAX_PAGE_BYTES, ParquetLayout
 
-_METADATA_BYTES = 1024
+METADATA_BYTES = 1024
 """At most, of one array: its zarr.json."""
 
 
@@ -52,7 +52,7 @@ def table_costs(
     if not full_rank:
         side_bytes, num_arrays = side_bytes + (4 + 8) * by_layer, num_arrays + 2 + num_kept
     return Costs(
-        fixed=side_bytes + num_arrays * _METADATA_BYTES,
+        fixed=side_bytes + num_arrays * METADATA_BYTES,
         component=math.ceil(stored_rows * CODE_BYTES[codes]) + 4 * width,
         whole_layer=stored_rows * layer_bytes(width, codes, row_scales=False),
     )

@@ -20,6 +20,7 @@ from tolbuild.table.check import Fault, Findings, check_table
 from tolbuild.table.errors import ToLError
 from tolbuild.table.manifest import Manifest
 from tolbuild.table.receipts import in_parallel
+from tolbuild.table.stats import least_norm, table_energies, typical_norm
 from tolbuild.table.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from tolbuild.table.reader import Table
 
 ROUNDING = 1e-4
-"""Relative error that a row may have from rounding alone, on another kind of machine than the one that built it."""
+"""Error that a row may have from rounding alone, on another kind of machine than the one that built it: relative to the
+stated error, and to the row or, where the layer has a basis, to its typical row, whose terms a small row is the sum of.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,22 +101,37 @@ def _compare(store: Store, found: Findings, checkpoint_url: str, sample: int) ->
         return
     ids = sample_tokens(manifest.vocab_size, sample)
     with Table(store, manifest) as table:
-        errors = {layer: _layer_errors(table, checkpoint, layer, ids) for layer in _layers(manifest)}
+        energies = table_energies(store, manifest)
+        typical = {
+            layer: typical_norm(energies.get(layer) if _has_basis(manifest, layer) else None, manifest.vocab_size)
+            for layer in _layers(manifest)
+        }
+        errors = {layer: _layer_errors(table, checkpoint, layer, ids, typical[layer]) for layer in typical}
     print(f"  rows      {len(ids)} tokens of version {manifest.version} computed again from {checkpoint_url}")
     print("  layer   error    worst row   stated worst")
     for stats in manifest.layer_stats:
-        error, worst_N = errors[stats.layer]
-        print(f"  {stats.layer:>5}   {error:.2e}   {worst_N.max():.2e}   {stats.max_relative_error:.2e}")
-        found.faults += beyond_stated(manifest, stats.layer, ids, worst_N, stats.max_relative_error)
+        error, measured = errors[stats.layer]
+        worst = measured.relative_N.max()
+        print(f"  {stats.layer:>5}   {error:.2e}   {worst:.2e}   {stats.max_relative_error:.2e}")
+        found.faults += beyond_stated(manifest, stats.layer, ids, measured, stats.max_relative_error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowErrors:
+    """Of sampled rows [N]: |stored - computed| / max(|computed|, least norm), and how much of it rounding explains."""
+
+    relative_N: NDArray[np.float64]
+    rounding_N: NDArray[np.float64]
 
 
 def beyond_stated(
-    manifest: Manifest, layer: int, ids: NDArray[np.int64], error_N: NDArray[np.float64], stated: float
+    manifest: Manifest, layer: int, ids: NDArray[np.int64], measured: RowErrors, stated: float
 ) -> list[Fault]:
     """One fault for each shard that has a sampled row further from the computed one than the table states."""
+    error_N = measured.relative_N
     band = manifest.band_of(layer)
     assert band is not None, f"layer {layer} is dropped"
-    bad = np.flatnonzero(~(error_N <= stated + ROUNDING))
+    bad = np.flatnonzero(~(error_N <= stated * (1 + ROUNDING) + measured.rounding_N))
     shards, firsts = np.unique(ids[bad] // band.layout.shard_rows, return_index=True)
     return [
         Fault(
@@ -138,9 +156,9 @@ def _layers(manifest: Manifest) -> list[int]:
 
 
 def _layer_errors(
-    table: Table, checkpoint: Checkpoint, layer: int, ids: NDArray[np.int64]
-) -> tuple[float, NDArray[np.float64]]:
-    """|stored - computed| / |computed| over all sampled rows, and of each of them [N]."""
+    table: Table, checkpoint: Checkpoint, layer: int, ids: NDArray[np.int64], typical: float
+) -> tuple[float, RowErrors]:
+    """|stored - computed| / |computed| over all sampled rows, and of each of them."""
     import torch
 
     from tolbuild.rows import MAX_CHUNK_ROWS, compute_rows
@@ -151,7 +169,13 @@ def _layer_errors(
     apart_N = np.linalg.norm(table.rows(ids, [layer])[:, 0] - exact_ND, axis=1)
     size_N = np.linalg.norm(exact_ND, axis=1)
     total = float(np.linalg.norm(apart_N) / max(float(np.linalg.norm(size_N)), 1e-30))
-    return total, apart_N / np.maximum(size_N, 1e-30)
+    size_N = np.maximum(size_N, least_norm(typical))
+    return total, RowErrors(relative_N=apart_N / size_N, rounding_N=ROUNDING * np.maximum(1, typical / size_N))
+
+
+def _has_basis(manifest: Manifest, layer: int) -> bool:
+    band = manifest.band_of(layer)
+    return band is not None and band.basis_of(layer) is not None
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tolserve.asgi import ClientStuckError, Receive, Scope, Send, bounded, send_body, send_error
 from tolserve.async_engine import CompletionEngine, Submission
 from tolserve.completions import Completion, prepare
 from tolserve.link.protocol import error_kind
@@ -23,10 +25,6 @@ from tolserve.openai_api.request import parse_request
 from tolserve.openai_api.response import DONE, error_chunk
 
 _log = logging.getLogger(__name__)
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 CLIENT_GONE = 499
 """What the metrics call the answer that nobody waited for; the number is nginx's."""
@@ -41,6 +39,7 @@ class AppConfig:
         max_open: generations that may run or wait at once; more are answered with 429.
         max_body_bytes: larger bodies are answered with 413.
         retry_after_s: what a 429 suggests.
+        send_timeout_s: a client that takes nothing of its answer for so long has its generations ended.
 
     Raises:
         ValueError: a limit is not positive, or the key is empty.
@@ -50,11 +49,14 @@ class AppConfig:
     max_open: int = 256
     max_body_bytes: int = 8 << 20
     retry_after_s: int = 1
+    send_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("max_open", "max_body_bytes", "retry_after_s"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.send_timeout_s > 0:
+            raise ValueError(f"send_timeout_s is {self.send_timeout_s}; it must be positive")
         if self.api_key is not None and not (self.api_key and self.api_key.isascii()):
             raise ValueError("api_key must be ASCII text that is not empty; leave it out to ask for none")
 
@@ -95,13 +97,13 @@ class App:
         try:
             method, handler = self._route(scope)
             if scope["method"] != method:
-                raise ApiError(405, f"{scope['path']} takes {method}, not {scope['method']}")
+                raise ApiError(405, f"{scope['path']} takes {method}, not {scope['method']}", allow=method)
             await handler(scope, receive, send)
         except ApiError as error:
-            await _send_error(send, error)
+            await send_error(send, error)
         except Exception:  # noqa: BLE001 - the client gets an answer whatever it was
             _log.exception("%s %s failed", scope["method"], scope["path"])
-            await _send_error(send, ApiError(500, "the server failed; its log has the reason"))
+            await send_error(send, ApiError(500, "the server failed; its log has the reason"))
 
     def _route(self, scope: Scope) -> tuple[str, Callable[[Scope, Receive, Send], Awaitable[None]]]:
         path = scope["path"]
@@ -118,16 +120,16 @@ class App:
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._engine.ready():
             raise unavailable("no engine is in reach")
-        await _send_body(send, 200, b"{}")
+        await send_body(send, 200, b"{}")
 
     async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _send_body(send, 200, self.metrics.exposition(), content_type=CONTENT_TYPE)
+        await send_body(send, 200, self.metrics.exposition(), content_type=CONTENT_TYPE)
 
     async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _send_body(send, 200, json.dumps({"object": "list", "data": [self._card()]}).encode())
+        await send_body(send, 200, json.dumps({"object": "list", "data": [self._card()]}).encode())
 
     async def _one_model(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _send_body(send, 200, json.dumps(self._card()).encode())
+        await send_body(send, 200, json.dumps(self._card()).encode())
 
     def _card(self) -> dict[str, Any]:
         card = {
@@ -152,9 +154,6 @@ class App:
             text = f"the model {request.model!r} is not served here; {self._model.name!r} is"
             raise ApiError(404, text, "model", "model_not_found")
         prompts, works = await prepare(request, self._model, self._tokenizer)
-        self._admit(len(works))
-        self._num_open += len(works)
-        submission = self._submit(works, stream=bool(request.stream))
         completion = Completion(
             request,
             prompts,
@@ -164,14 +163,17 @@ class App:
             f"cmpl-{uuid.uuid4().hex}",
             int(time.time()),
         )
-        watcher = asyncio.create_task(_cancel_on_disconnect(receive, submission))
-        try:
-            answer = self._stream if request.stream else self._collect
-            self.metrics.answered(await answer(completion, submission, send))
-        finally:
-            watcher.cancel()
-            submission.cancel()
-            self._num_open -= len(works)
+        answer = self._stream if request.stream else self._collect
+        with self._places(len(works)):
+            submission = self._submit(works, stream=bool(request.stream))
+            watcher = asyncio.create_task(_cancel_on_disconnect(receive, submission))
+            try:
+                self.metrics.answered(await answer(completion, submission, bounded(send, self._config.send_timeout_s)))
+            except ClientStuckError:  # without an end of its answer the server cuts the connection
+                self.metrics.answered(CLIENT_GONE)
+            finally:
+                watcher.cancel()
+                submission.cancel()
 
     async def _read_body(self, receive: Receive) -> bytes:
         body = bytearray()
@@ -190,19 +192,25 @@ class App:
             if not message.get("more_body"):
                 return bytes(body)
 
-    def _admit(self, count: int) -> None:
+    @contextmanager
+    def _places(self, count: int) -> Iterator[None]:
+        """Hold places for some generations, or refuse them."""
         limit = self._config.max_open
         if count > limit:
             raise invalid(f"{count} completions were asked for at once; this server takes {limit}", "n")
         if self._num_open + count > limit:
             text = f"{self._num_open} of {limit} places are taken; try again in {self._config.retry_after_s} s"
             raise ApiError(429, text, None, "rate_limit_exceeded", self._config.retry_after_s)
+        self._num_open += count
+        try:
+            yield
+        finally:
+            self._num_open -= count
 
     def _submit(self, works: list[Any], *, stream: bool) -> Submission:
         try:
             return self._engine.submit(works, stream=stream)
         except RuntimeError as error:
-            self._num_open -= len(works)
             raise unavailable(str(error)) from error
 
     async def _collect(self, completion: Completion, submission: Submission, send: Send) -> int:
@@ -211,7 +219,7 @@ class App:
             completion.take(await _next(submission, completion))
         if completion.aborted:
             return CLIENT_GONE
-        await _send_body(send, 200, completion.body())
+        await send_body(send, 200, completion.body())
         return 200
 
     async def _stream(self, completion: Completion, submission: Submission, send: Send) -> int:
@@ -260,25 +268,3 @@ async def _cancel_on_disconnect(receive: Receive, submission: Submission) -> Non
     while (await receive())["type"] != "http.disconnect":
         pass
     submission.cancel()
-
-
-async def _send_body(
-    send: Send,
-    status: int,
-    body: bytes,
-    *,
-    content_type: str = "application/json",
-    extra: tuple[tuple[bytes, bytes], ...] = (),
-) -> None:
-    headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode()), *extra]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _send_error(send: Send, error: ApiError) -> None:
-    extra: tuple[tuple[bytes, bytes], ...] = ()
-    if error.retry_after_s is not None:
-        extra = ((b"retry-after", str(error.retry_after_s).encode()),)
-    if error.status == 401:
-        extra += ((b"www-authenticate", b"Bearer"),)
-    await _send_body(send, error.status, json.dumps(error.body).encode(), extra=extra)

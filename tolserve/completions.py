@@ -75,6 +75,7 @@ class Completion:
             for _ in range(request.num_choices)
         ]
         self._last = [0.0] * len(self._writers)
+        self._counted = [False] * len(self._writers)
         self._num_open = len(self._writers)
         self._texts: list[list[str]] = [[] for _ in self._writers]
         self._logprobs: list[dict[str, Any] | None] = [None] * len(self._writers)
@@ -133,22 +134,33 @@ class Completion:
 
     def _observe(self, index: int, output: RequestOutput, now: float) -> None:
         metrics, count = self._metrics, len(output.tokens)
+        if not self._counted[index] and (count or output.finish_reason in ("stop", "length")):
+            self._counted[index] = True
+            metrics.prompt_tokens.inc(len(self._prompt_of(index).token_ids))
         if count:
             metrics.generation_tokens.inc(count)
-            if self._last[index]:
-                metrics.inter_token.observe((now - self._last[index]) / count)
-            elif self._request.stream:
-                metrics.ttft.observe(now - self._began)
-            self._last[index] = now
+            self._observe_tokens(index, count, now - output.since_first_s, now)
         if output.finished:
             self._finish(index, output, now)
+
+    def _observe_tokens(self, index: int, count: int, first_at: float, now: float) -> None:
+        """One observation for each of `count` tokens, that of the first from the request, others from one before."""
+        last = self._last[index]
+        if not last:
+            self._metrics.ttft.observe(first_at - self._began)
+            last, count = first_at, count - 1
+        for _ in range(count):
+            self._metrics.inter_token.observe((now - last) / count)
+        self._last[index] = now
+
+    def _prompt_of(self, index: int) -> Prompt:
+        return self._prompts[index // self._request.num_choices]
 
     def _finish(self, index: int, output: RequestOutput, now: float) -> None:
         self._num_open -= 1
         self.aborted |= output.finish_reason == "abort"
-        prompt = self._prompts[index // self._request.num_choices]
+        prompt = self._prompt_of(index)
         self._metrics.finished(output.finish_reason or "error")
-        self._metrics.prompt_tokens.inc(len(prompt.token_ids))
         self._metrics.latency.observe(now - self._began)
         self._metrics.request_prompt.observe(len(prompt.token_ids))
         self._metrics.request_generation.observe(self._writers[index].num_tokens + len(output.tokens))

@@ -60,7 +60,7 @@ _COUNTERS: dict[str, tuple[str, _Read]] = {
     "tol_rows_unique": ("Distinct rows of the steps.", lambda s: s["rows"]["rows_unique"]),
     "tol_row_bytes": ("Bytes of rows moved to the engine.", lambda s: s["rows"]["bytes_moved"]),
     "tol_row_fetch_seconds": (
-        "Time from a row request to its last band.",
+        "Time from row requests until their last bands were taken, which may have come long before.",
         lambda s: s["rows"]["fetch_ms"] / 1e3,
     ),
     "tol_row_stall_seconds": ("Time that layers waited for rows.", lambda s: s["rows"]["stall_ms"] / 1e3),
@@ -165,10 +165,10 @@ class Metrics:
             ["model_name", "finished_reason"],
             registry=self._registry,
         )
-        self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens of answered requests.")
+        self.prompt_tokens = self._counter("vllm:prompt_tokens", "Prompt tokens computed, at the first output.")
         self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated.")
         self.ttft = self._histogram("vllm:time_to_first_token_seconds", "From request to first token.", _LATENCY_S)
-        self.inter_token = self._histogram("vllm:inter_token_latency_seconds", "Between tokens.", _TOKEN_S)
+        self.inter_token = self._histogram("vllm:inter_token_latency_seconds", "From a token to the next.", _TOKEN_S)
         self.latency = self._histogram("vllm:e2e_request_latency_seconds", "From request to end.", _LATENCY_S)
         self.request_prompt = self._histogram("vllm:request_prompt_tokens", "Prompt tokens a prompt.", _TOKENS)
         self.request_generation = self._histogram(

@@ -11,7 +11,7 @@ import pytest
 
 from tolbuild.table import ObjectExistsError, Store, StoreError
 from tolbuild.table.errors import ObjectNotFoundError
-from tolbuild.table.store import ObjectInfo, read_ranges
+from tolbuild.table.store import ObjectInfo
 
 OpenAgain = Callable[[], Store]
 
@@ -102,14 +102,11 @@ def test_ranges_go_where_they_are_wanted(store: Store) -> None:
     store.read_scattered("big", starts, outs)
     for start, length, out in zip(starts, lengths, outs, strict=True):
         assert np.array_equal(out, data[start : start + length])
-    joined = np.empty(lengths.sum(), np.uint8)
-    read_ranges(store, "big", starts, lengths, joined)
-    assert np.array_equal(joined, np.concatenate(outs))
 
 
 def test_no_ranges_are_nothing_to_do(store: Store) -> None:
     store.write("key", b"x")
-    read_ranges(store, "key", np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))
+    store.read_scattered("key", np.empty(0, np.int64), [])
 
 
 @pytest.mark.parametrize(("start", "length"), [(90, 20), (100, 1), (200, 10)])
@@ -117,14 +114,6 @@ def test_a_range_behind_the_end_is_a_fault(store: Store, start: int, length: int
     store.write("key", bytes(100))
     with pytest.raises(StoreError, match="key"):
         store.read_scattered("key", np.array([start]), [np.empty(length, np.uint8)])
-
-
-def test_a_destination_that_does_not_fit_is_refused(store: Store) -> None:
-    store.write("key", bytes(100))
-    with pytest.raises(ValueError, match="expected 10"):
-        read_ranges(store, "key", np.array([0]), np.array([10]), np.empty(11, np.uint8))
-    with pytest.raises(ValueError, match="2 starts but 1"):
-        read_ranges(store, "key", np.array([0, 1]), np.array([10]), np.empty(10, np.uint8))
 
 
 def test_parallel_use(store: Store) -> None:

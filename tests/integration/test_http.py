@@ -207,8 +207,9 @@ def test_faults_have_their_status(service: Service, fields: dict[str, Any], stat
     ],
 )
 def test_bad_requests_are_refused(service: Service, method: str, path: str, body: bytes | None, status: int) -> None:
-    answered, answer, _ = service.raw(method, path, body)
+    answered, answer, headers = service.raw(method, path, body)
     assert (answered, answer["error"]["type"]) == (status, "invalid_request_error")
+    assert headers.get("allow") == ("POST" if status == 405 else None)
 
 
 VALUES = st.recursive(
@@ -254,6 +255,20 @@ def test_models_health_and_metrics(service: Service) -> None:
     assert 'vllm:kv_cache_usage_perc{engine="0",model_name="letters"} 0.25' in text
 
 
+@pytest.mark.parametrize("linked", [0, 1])
+def test_request_metrics_count_tokens_streamed_or_not(linked: int) -> None:
+    with running(AppConfig(), linked=linked) as service:
+        for stream in (False, True):
+            service.post(stream=stream, n=2)
+        service.post(prompt=[1])
+        text = service.raw("GET", "/metrics")[1]
+    found = {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line[0] != "#"}
+    assert found["vllm:time_to_first_token_seconds_count"] == 4
+    assert found["vllm:inter_token_latency_seconds_count"] == 4 * 3
+    assert found["vllm:prompt_tokens_total"] == 4 * 3
+    assert found["vllm:generation_tokens_total"] == 4 * 4
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_disconnect_cancels_the_request(service: Service, stream: bool) -> None:
     before = sum(len(engine.cancelled) for engine in service.engines)
@@ -285,6 +300,19 @@ def test_a_full_server_answers_429_and_then_goes_on() -> None:
             thread.join()
         assert answers == [200, 200]
         assert service.post()[0] == 200
+
+
+def test_a_client_that_does_not_read_gives_its_place_back() -> None:
+    with running(AppConfig(max_open=8, send_timeout_s=0.3)) as service:
+        body = {"model": "letters", "prompt": "abc" * 300, "max_tokens": 3000, "n": 8, "stream": True, "logprobs": 20}
+        data = json.dumps(body).encode()
+        with socket.socket() as peer:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            peer.connect(service.server.address)
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n"
+            peer.sendall(head.encode() + data)
+            wait_for(lambda: 'status="499"' in service.raw("GET", "/metrics")[1])
+            assert service.post(n=8)[0] == 200
 
 
 def test_the_api_key_guards_what_computes() -> None:
@@ -358,6 +386,22 @@ def test_a_replica_that_comes_back_is_used_by_requests_that_waited() -> None:
         asyncio.run_coroutine_threadsafe(fleet.update({"new": service.links[1].address}), loop).result()
         thread.join()
         assert results == [200]
+
+
+def test_a_replica_that_does_not_greet_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "CONNECT_TIMEOUT_S", 0.1)
+
+    async def connect(address: tuple[str, int]) -> bool:
+        fleet = Fleet(deadline_s=1.0)
+        await fleet.update({"mute": address})
+        return fleet.ready()
+
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        assert not asyncio.run(connect(mute.getsockname()[:2]))
+        peer, _ = mute.accept()
+        peer.settimeout(10)
+        assert peer.recv(1) == b""
+        peer.close()
 
 
 def test_a_silent_replica_is_dropped_and_its_request_runs_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import psutil
@@ -17,7 +19,7 @@ import pytest
 from cluster.processes import MARK
 
 REPOSITORY = Path(__file__).parents[2]
-TIMEOUT_S = 150
+TIMEOUT_S = 300
 
 
 @pytest.fixture
@@ -60,12 +62,22 @@ def exported(lines: str) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in shell.stdout.split("\0") if "=" in entry)
 
 
+def nodes(values: dict[str, str]) -> list[dict[str, Any]]:
+    """The cluster's nodes as its dashboard tells them, to whoever has its token."""
+    token = Path(values["RAY_AUTH_TOKEN_PATH"]).read_text()
+    url = f"{values['RAY_API_SERVER_ADDRESS']}/nodes?view=summary"
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as answer:
+        return [node["raylet"] for node in json.load(answer)["data"]["summary"]]
+
+
 @pytest.mark.slow
 def test_up_status_down(environment: dict[str, str]) -> None:
     assert local("status", environment).returncode == 3
     up = local("up", environment)
     assert up.returncode == 0, up.stderr
     values = exported(up.stdout)
+    assert [node["state"] for node in nodes(values)] == ["ALIVE"]
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(values["AWS_ENDPOINT_URL"], timeout=30) as answer:
         assert answer.status == 200

@@ -136,6 +136,9 @@ class Watched:
     def submit(self, worker: str, cell: Cell) -> None:
         self._pool.submit(worker, cell)
 
+    def waits_for(self) -> str:
+        return self._pool.waits_for()
+
     def wait(self, timeout_s: float) -> list[Event]:
         events = self._pool.wait(timeout_s)
         before, self._left = self._left, self._left - len(events)

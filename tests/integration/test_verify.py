@@ -192,11 +192,15 @@ def test_sampled_tokens_are_spread_and_fixed() -> None:
     assert verify.sample_tokens(5, 100).tolist() == [0, 1, 2, 3, 4]
 
 
+def row_errors(*relative: float) -> verify.RowErrors:
+    return verify.RowErrors(relative_N=np.array(relative), rounding_N=np.full(len(relative), verify.ROUNDING))
+
+
 def test_rows_beyond_the_stated_error_name_their_shard(sound: Path) -> None:
     manifest = Manifest.from_bytes((sound / manifest_key(1)).read_bytes(), manifest_key(1))
     ids = np.array([0, 100, 150, 199])
-    assert verify.beyond_stated(manifest, 3, ids, np.array([0.2, 0.0, 0.1, 0.2]), 0.2) == []
-    found = verify.beyond_stated(manifest, 3, ids, np.array([0.0, 0.5, 0.0, np.nan]), 0.2)
+    assert verify.beyond_stated(manifest, 3, ids, row_errors(0.2, 0.0, 0.1, 0.2), 0.2) == []
+    found = verify.beyond_stated(manifest, 3, ids, row_errors(0.0, 0.5, 0.0, np.nan), 0.2)
     assert [fault.key for fault in found] == [manifest.bands[1].layout.shard_key(shard) for shard in (0, 1)]
     assert "token 100" in found[0].reason and "2.00e-01 is stated" in found[0].reason
 

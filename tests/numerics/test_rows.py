@@ -15,11 +15,10 @@ WIDTH, HIDDEN = 96, 250
 
 def make_ffn(seed: int = 0, width: int = WIDTH, hidden: int = HIDDEN) -> MemoryFFN:
     draw = torch.Generator().manual_seed(seed)
-    return MemoryFFN.from_weights(
+    return MemoryFFN(
         norm_weight_D=1 + 0.1 * torch.randn(width, generator=draw),
         norm_bias_D=0.1 * torch.randn(width, generator=draw),
-        gate_KD=torch.randn(hidden, width, generator=draw) / width**0.5,
-        up_KD=torch.randn(hidden, width, generator=draw) / width**0.5,
+        gate_up_2KD=torch.randn(2 * hidden, width, generator=draw) / width**0.5,
         down_DK=torch.randn(width, hidden, generator=draw) / hidden**0.5,
         eps=1e-5,
     )
@@ -81,18 +80,6 @@ def test_bits_do_not_depend_on_where_tensors_start_in_memory() -> None:
         eps=ffn.eps,
     )
     assert torch.equal(ffn_rows(shifted(embedding_ND), moved), ffn_rows(embedding_ND, ffn))
-
-
-def test_rows_of_bf16_weights_are_those_of_their_fp32_values() -> None:
-    ffn = make_ffn()
-    gate_KD, up_KD = (half.bfloat16() for half in ffn.gate_up_2KD.chunk(2))
-    parts = {"norm_weight_D": ffn.norm_weight_D, "norm_bias_D": ffn.norm_bias_D, "eps": ffn.eps}
-    narrow = MemoryFFN.from_weights(gate_KD=gate_KD, up_KD=up_KD, down_DK=ffn.down_DK.bfloat16(), **parts)
-    wide = MemoryFFN.from_weights(
-        gate_KD=gate_KD.float(), up_KD=up_KD.float(), down_DK=ffn.down_DK.bfloat16().float(), **parts
-    )
-    embedding_ND = make_embedding(64)
-    assert torch.equal(ffn_rows(embedding_ND, narrow), ffn_rows(embedding_ND, wide))
 
 
 @given(blocks=st.integers(1, 5000))

@@ -205,18 +205,21 @@ def test_pinned_and_dropped_bands_are_not_requested() -> None:
 
 
 @pytest.mark.parametrize("wrong", [False, True])
-def test_served_rows_are_verified(wrong: bool) -> None:
+@pytest.mark.parametrize("pinned_bands", [0, 1, 3])
+def test_served_rows_are_verified_pinned_or_not(wrong: bool, pinned_bands: int) -> None:
     model = tiny_model("memory")
     rows_VLD = dense_rows(model)
     checks = RowChecks(
         recompute=lambda token, layer: rows_VLD[token, layer] * (1.01 if wrong else 1.0),
         bounds=dict.fromkeys(range(NUM_LAYERS), 1e-3),
     )
-    engine = tiny_engine(model, source=staged_source(model), verify_every=2, alpha=0.5, pinned_bands=1, checks=checks)
+    engine = tiny_engine(
+        model, source=staged_source(model), verify_every=1, alpha=0.5, pinned_bands=pinned_bands, checks=checks
+    )
     run_all(engine, {"a": ([1, 2, 3], GREEDY)})
     stats = engine.stats()
-    assert stats["rows_verified"] == 4
-    assert stats["row_mismatches"] == (4 if wrong else 0)
+    assert stats["rows_verified"] == 8 > NUM_LAYERS, "every layer had its turn"
+    assert stats["row_mismatches"] == (8 if wrong else 0)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from tolserve.engine.config import EngineConfig
 from tolserve.engine.detokenise import IncrementalText, held_length
 from tolserve.engine.kv_cache import KVCache
 from tolserve.engine.request import SamplingParams
-from tolserve.engine.sampler import draw
+from tolserve.engine.sampler import best, draw
 from tolserve.engine.segments import plan_segments
 
 
@@ -112,6 +112,34 @@ def test_a_draw_does_not_depend_on_the_others_parameters() -> None:
     assert together == alone
 
 
+def test_a_seeded_draw_among_equal_logits_does_not_depend_on_the_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for uniform in np.random.default_rng(0).random(60):
+        row = torch.randn(1, 2000, generator=generator).bfloat16().float()
+        alone = int(draw(row, [SamplingParams(top_k=50)], np.array([uniform]))[0])
+        for other in (SamplingParams(), SamplingParams(top_k=60), SamplingParams(top_k=3)):
+            both = draw(torch.cat([row, row]), [SamplingParams(top_k=50), other], np.array([uniform, 0.3]))
+            assert int(both[0]) == alone
+
+
+def test_the_best_are_in_one_order_whatever_their_number() -> None:
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randint(-9, 9, (4, 500), generator=generator) / 4.0
+    values[:, ::7] = -0.0
+    values[:, ::11] = -torch.inf
+    expected = sorted(range(500), key=lambda column: (-float(values[2, column]), column))
+    for count in (1, 7, 60, 499, 500):
+        found, ids = best(values, count)
+        assert ids[2].tolist() == expected[:count]
+        assert torch.equal(found, values.gather(1, ids))
+
+
+def test_almost_no_temperature_is_greedy() -> None:
+    assert SamplingParams(temperature=1e-6).greedy and SamplingParams(temperature=1e-40).plain_greedy
+    assert not SamplingParams(temperature=1e-5).greedy
+    assert draws(SamplingParams(temperature=1e-5), [1.0, 5.0, 4.99, -3.0]).tolist() == [0, 1, 0, 0]
+
+
 class Bytes:
     """Tokens are bytes of UTF-8."""
 
@@ -135,6 +163,18 @@ def test_text_comes_whole_character_by_character() -> None:
     pieces, _ = pushed(text, data)
     assert "".join(pieces) + text.flush() == data.decode()
     assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_character_that_the_prompt_began_comes_when_it_is_whole(length: int) -> None:
+    prompt, output = b"x " + "日".encode()[:length], "日".encode()[length:] + b" y"
+    text = IncrementalText(Bytes(), list(prompt))
+    assert "".join(pushed(text, output)[0]) + text.flush() == "日 y"
+
+
+def test_a_prompt_that_ends_in_no_character_gives_nothing_twice() -> None:
+    text = IncrementalText(Bytes(), list(b"x \xff\xfe"))
+    assert "".join(pushed(text, b"ab")[0]) + text.flush() == "ab"
 
 
 def test_an_incomplete_character_comes_out_at_the_end() -> None:

@@ -31,6 +31,7 @@ from tolserve.link.server import LinkServer
             finish_reason="stop",
             prompt_logprobs=(None, TokenOutput(3, -0.5, ((1, -0.25),))),
             bill=MemoryCharge(rows_needed=2, rows_unique=1, hits_by_tier={"cache": 1.5}, bytes_moved=3.0),
+            since_first_s=0.25,
         ),
     ],
 )
@@ -62,9 +63,13 @@ def test_outputs_are_merged_into_one() -> None:
         RequestOutput(request_id="r", tokens=(TokenOutput(2),), text="b", finished=True, finish_reason="length"),
     ]
     expected = dataclasses.replace(
-        parts[1], tokens=(TokenOutput(1), TokenOutput(2)), text="ab", prompt_logprobs=(None,)
+        parts[1],
+        tokens=(TokenOutput(1), TokenOutput(2)),
+        text="ab",
+        prompt_logprobs=(None,),
+        since_first_s=0.5,
     )
-    assert protocol.merged(parts) == expected
+    assert protocol.merged(parts, 0.5) == expected
 
 
 @pytest.mark.parametrize(

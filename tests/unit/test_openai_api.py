@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted_engine import LetterTokenizer
+from serve_kit import byte_tokenizer
 
 from tolserve.engine.request import MemoryCharge, TokenOutput
 from tolserve.openai_api.errors import ApiError
@@ -175,8 +176,8 @@ def test_prompt_logprobs_are_asked_for_by_echo() -> None:
 
 
 def test_logprobs_have_offsets_over_all_chunks() -> None:
-    writer = LogprobsWriter(LetterTokenizer())
-    first = writer.write([None, TokenOutput(66, -1.0, ((65, -0.5),))], [65])
+    writer = LogprobsWriter(LetterTokenizer(), [65, 66], "AB")
+    first = writer.write_prompt([None, TokenOutput(66, -1.0, ((65, -0.5),))])
     second = writer.write([TokenOutput(67, -3.0)])
     assert first == {
         "tokens": ["A", "B"],
@@ -185,6 +186,17 @@ def test_logprobs_have_offsets_over_all_chunks() -> None:
         "text_offset": [0, 1],
     }
     assert (second["text_offset"], second["top_logprobs"]) == ([2], [{"C": -3.0}])
+
+
+def test_offsets_count_characters_of_the_text_not_of_its_pieces() -> None:
+    tokenizer = byte_tokenizer()
+    prompt, output = tokenizer.encode("é!").ids, tokenizer.encode("日b").ids
+    writer = LogprobsWriter(tokenizer, prompt, "é!")
+    assert writer.write_prompt([None, *(TokenOutput(token, -1.0) for token in prompt[1:])])["text_offset"] == [0, 0, 1]
+    offsets = [writer.write([TokenOutput(token, -1.0)])["text_offset"][0] for token in output]
+    assert offsets == [2, 2, 2, 3]
+    without_echo = LogprobsWriter(tokenizer, prompt, None)
+    assert without_echo.write([TokenOutput(token, -1.0) for token in output])["text_offset"] == [0, 0, 0, 1]
 
 
 def test_stream_events_are_the_json_that_json_would_write() -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import socket
 import weakref
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tolbuild.checkpoint.files import TORCH_DTYPES, WeightFiles
-from tolbuild.checkpoint.fingerprint import fingerprint
+from tolbuild.checkpoint.fingerprint import BLOCK_ROWS, EMBEDDING, Digests, digest_tensors, fingerprint, parts_of
 from tolbuild.checkpoint.shapes import WEIGHT_DTYPES, check_dtype, check_finite, check_shapes
 from tolbuild.config import ModelConfig
 from tolbuild.model import MemoryLLM
 from tolbuild.rows import MemoryFFN
-from tolbuild.table.errors import FormatError, ObjectNotFoundError
+from tolbuild.table.errors import FormatError, IdentityError, ObjectNotFoundError
 from tolbuild.table.store import Credentials, Store, open_store
 
 if TYPE_CHECKING:
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
 BUILTIN = "builtin:"
 """Scheme of the checkpoints that come with this package."""
 
-EMBEDDING = "model.embed_tokens.weight"
-
 
 class Checkpoint:
     """One checkpoint: `config`, the tensors by name, and the pieces of them that a build reads.
@@ -35,13 +36,20 @@ class Checkpoint:
     Reads only what is asked for, by range, from any URL; may be used from several threads. Made by `open_checkpoint`.
 
     config: the model's shape. url: where it was opened, `builtin:` names included.
+
+    With `expected`, the networks are compared with it whenever they are loaded, and the embedding's blocks when they
+    are first read whole: an IdentityError says that they are another checkpoint's.
     """
 
-    def __init__(self, url: str, store: Store, config: ModelConfig, files: WeightFiles) -> None:
+    def __init__(
+        self, url: str, store: Store, config: ModelConfig, files: WeightFiles, expected: Digests | None = None
+    ) -> None:
         self.url = url
         self.config = config
         self._store = store
         self._files = files
+        self._expected = expected
+        self._seen_blocks: set[int] = set()
         self._closing = weakref.finalize(self, store.close)
 
     @property
@@ -52,7 +60,12 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the model: see tolbuild.checkpoint.fingerprint. The first use reads every byte."""
-        return fingerprint(self.config, self._files)
+        return fingerprint(self.config, self._files, self.digests)
+
+    @cached_property
+    def digests(self) -> Digests:
+        """Of all tensors. The first use reads every byte."""
+        return digest_tensors(self._files)
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor in its stored type, values unchecked.
@@ -77,8 +90,12 @@ class Checkpoint:
 
         Raises:
             ValueError: ids beyond the vocabulary, or a value that is no finite number.
+            IdentityError: not the embedding that is expected.
         """
-        rows_ND = self.tensor_rows(EMBEDDING, start, stop).float()
+        stored_ND = self.tensor_rows(EMBEDDING, start, stop)
+        if self._expected is not None:
+            self._compare_blocks(stored_ND, start, stop, self._expected)
+        rows_ND = stored_ND.float()
         return check_finite(rows_ND, EMBEDDING, self.url, first_row=start)
 
     def memory_ffn(self, layer: int) -> MemoryFFN:
@@ -86,6 +103,7 @@ class Checkpoint:
 
         Raises:
             ValueError: the model has no memory or no such layer, or a value that is no finite number.
+            IdentityError: not the network that is expected.
         """
         config = self.config
         if not config.has_memory:
@@ -108,7 +126,29 @@ class Checkpoint:
 
     def _checked(self, layer: int, suffix: str) -> Tensor:
         name = f"model.layers.{layer}.{suffix}"
-        return check_finite(self.tensor(name).float(), name, self.url)
+        tensor = self.tensor(name)
+        if self._expected is not None and not self._expected.holds(name, _bytes_of(tensor)):
+            raise self._another(name)
+        return check_finite(tensor.float(), name, self.url)
+
+    def _compare_blocks(self, stored_ND: Tensor, start: int, stop: int, expected: Digests) -> None:
+        """Blocks of the embedding that lie whole in rows `start` to `stop` and were not read before."""
+        first, last = -(-start // BLOCK_ROWS), stop // BLOCK_ROWS
+        if stop == self.config.vocab_size:
+            last = -(-stop // BLOCK_ROWS)
+        data = _bytes_of(stored_ND[first * BLOCK_ROWS - start :])
+        parts = parts_of(data, BLOCK_ROWS * self._files.info(EMBEDDING).row_bytes)
+        for block, part in zip(range(first, last), parts, strict=False):
+            if block not in self._seen_blocks and not expected.holds_block(block, part):
+                raise self._another(f"{EMBEDDING}, rows from {block * BLOCK_ROWS} on,")
+            self._seen_blocks.add(block)
+
+    def _another(self, name: str) -> IdentityError:
+        return IdentityError(
+            f"tensor {name} of {self.url} as {socket.gethostname()} reads it (in {self._store.url}) is not that of the "
+            f"checkpoint which the plan was made from: it was replaced meanwhile, or this machine has another at that "
+            "place; give all workers the same one and run again"
+        )
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of tokenizer.json (needs the package tokenizers).
@@ -133,11 +173,18 @@ class Checkpoint:
         self._closing()
 
 
-def open_checkpoint(url: str | Path, *, credentials: Credentials | None = None) -> Checkpoint:
+def _bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
+    flat: NDArray[np.uint8] = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+    return flat
+
+
+def open_checkpoint(
+    url: str | Path, *, credentials: Credentials | None = None, expected: Digests | None = None
+) -> Checkpoint:
     """Open a folder of config.json, model.safetensors (or its shards and their index) and tokenizer.json.
 
     Only the config and the headers are read. `url` is a path, file://, s3://, memory://, what else fsspec reads
-    (https://), or `builtin:tiny`, the trained checkpoint that comes with this package.
+    (https://), or `builtin:tiny`, the trained checkpoint that comes with this package. `expected`: see Checkpoint.
 
     Raises:
         ValueError: the config has unknown or wrong keys, or a tensor is missing, unexpected, of a wrong shape or type:
@@ -155,7 +202,7 @@ def open_checkpoint(url: str | Path, *, credentials: Credentials | None = None) 
     except BaseException:
         store.close()
         raise
-    return Checkpoint(str(url), store, config, files)
+    return Checkpoint(str(url), store, config, files, expected)
 
 
 def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32) -> MemoryLLM:

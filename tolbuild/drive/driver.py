@@ -15,11 +15,11 @@ import torch
 
 from tolbuild.build import Worker, WorkOrder
 from tolbuild.build_config import BuildConfig
-from tolbuild.checkpoint import open_checkpoint
+from tolbuild.checkpoint import Checkpoint, open_checkpoint
 from tolbuild.drive.commit import commit, remove_partials
 from tolbuild.drive.known import look, with_ranks_of
 from tolbuild.drive.owner import Claim, claimed
-from tolbuild.drive.place import State, examine, find_complete
+from tolbuild.drive.place import State, check_objects, examine, find_complete
 from tolbuild.drive.pool import Event, Pool, ThreadPool, closing, run_schedule
 from tolbuild.drive.progress import Progress, say
 from tolbuild.drive.schedule import Schedule
@@ -28,7 +28,7 @@ from tolbuild.plan import Plan, make_plan
 from tolbuild.table.manifest import Manifest
 from tolbuild.table.publish import probe_conditional_put
 from tolbuild.table.stats import LayerEnergy, table_energies
-from tolbuild.table.store import Credentials, Store, open_store
+from tolbuild.table.store import Credentials, Store, check_writable, open_store
 from tolbuild.weighting import Weighting, load_weighting
 from tolbuild.worker.partials import pack, weights_key
 
@@ -67,10 +67,12 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
     Raises:
         ValueError: options that fit no table of this checkpoint.
         TableConflictError: another table is at the place, or another process took the build over.
+        TableCorruptError: the table is there, and objects of it are missing or cut.
         ToLError: checkpoint or store failed; what was finished stays, and the same call goes on from there.
     """
     began = time.perf_counter()
     credentials = Credentials.from_environment()
+    check_writable(absolute(config.table))
     checkpoint = open_checkpoint(config.checkpoint, credentials=credentials)
     weighting = load_weighting(
         config, checkpoint.config.vocab_size, checkpoint.config.num_hidden_layers, checkpoint.fingerprint
@@ -78,11 +80,12 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
     plan = make_plan(config, checkpoint.config, checkpoint.fingerprint, weighting)
     if config.dry_run:
         return _dry_run(plan, absolute(config.table), credentials, spools=_spools(config, plan))
-    order = _order(config, plan, credentials)
+    order = _order(config, plan, checkpoint, credentials)
     store = open_store(order.table, credentials)
     try:
         complete = find_complete(store, plan)
         if complete is not None:
+            check_objects(store, complete)
             remove_partials(store, plan)
             return _already_there(plan, complete, store.url)
         if not config.single_writer:
@@ -106,7 +109,12 @@ def _build(
     """Build a plan that is owned by this process."""
     plan = order.plan
     state = examine(store, plan, new_version=config.new_version)
+    for note in state.notes:
+        say(note)
+    if state.earlier is not None:
+        check_objects(store, state.earlier)
     if state.complete is not None:
+        check_objects(store, state.complete)
         return _already_there(plan, state.complete, store.url)
     if weighting.token_weights_V is not None:
         store.write(weights_key(plan), pack({"weights": torch.from_numpy(weighting.token_weights_V)}))
@@ -137,10 +145,12 @@ def _dry_run(plan: Plan, table: str, credentials: Credentials | None, *, spools:
     return BuildResult(plan=plan, manifest=None, published=False, text=describe_plan(plan, energies, spools=spools))
 
 
-def _order(config: BuildConfig, plan: Plan, credentials: Credentials | None) -> WorkOrder:
+def _order(config: BuildConfig, plan: Plan, checkpoint: Checkpoint, credentials: Credentials | None) -> WorkOrder:
     return WorkOrder(
         plan=plan,
         checkpoint=absolute(config.checkpoint),
+        model=checkpoint.config,
+        digests=checkpoint.digests,
         table=absolute(config.table),
         credentials=credentials,
         device=config.device,
@@ -178,7 +188,7 @@ def _run_cells(
     try:
         with opened as pool:
             progress.start(pool)
-            run_schedule(schedule, pool, on_event)
+            run_schedule(schedule, pool, on_event, progress.tick)
     finally:
         progress.close()
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tolbuild.build import IN_FLIGHT
 from tolbuild.compress.allocate import ByteBudget, rank_bounds
+from tolbuild.drive.document_sizes import document_bytes
 from tolbuild.grid import Cell, FitCell, RanksCell, ScaleCell, SumCell
 from tolbuild.plan import READ_ROWS, BandPlan, Plan
 from tolbuild.table.parquet import ParquetLayout
@@ -16,7 +17,7 @@ class Estimate:
     """FLOPs count a multiplication and an addition as two. Bytes are totals of the build but for `worker_bytes`.
 
     Where ranks follow from spectra all figures are the most that they can be; `least_table_bytes` is the least. Tokens'
-    scales are counted in every layer that may have them.
+    scales are counted in every layer that may have them. document_bytes: see tolbuild.drive.document_sizes.
     """
 
     row_flops: int
@@ -25,6 +26,7 @@ class Estimate:
     codes_flops: int
     table_bytes: int
     least_table_bytes: int
+    document_bytes: int
     fp16_bytes: int
     read_bytes: int
     partial_bytes: int
@@ -56,6 +58,7 @@ def estimate(plan: Plan, *, spools: bool) -> Estimate:
         codes_flops=sum(_codes_flops(plan, band) for band in plan.bands),
         table_bytes=_table_bytes(plan),
         least_table_bytes=_table_bytes(plan) if plan.allocated else _least_table_bytes(plan),
+        document_bytes=document_bytes(plan),
         fp16_bytes=rows * plan.num_layers * width * 2,
         read_bytes=embedding_bytes * ((layers if reduced else 0) + pass_2_reads) + 12 * width * hidden * layers,
         partial_bytes=_partial_bytes(plan),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tolbuild.drive.owner import owners
 from tolbuild.grid import Cell, ShardCell
 from tolbuild.plan import Plan
-from tolbuild.table.errors import TableConflictError
+from tolbuild.table.errors import FormatError, TableConflictError, TableCorruptError
 from tolbuild.table.manifest import Manifest
 from tolbuild.table.publish import list_versions, read_manifest
 from tolbuild.table.receipts import finished_shards
@@ -23,13 +23,14 @@ class State:
     """What a build finds.
 
     complete: the latest version, where it is of this very plan. earlier: an older version that is. done: cells that an
-    earlier run of this plan finished. next_version: the number to publish.
+    earlier run of this plan finished. next_version: the number to publish. notes: what a person should know.
     """
 
     complete: Manifest | None = None
     earlier: Manifest | None = None
     done: frozenset[Cell] = frozenset()
     next_version: int = 1
+    notes: tuple[str, ...] = ()
 
 
 def find_complete(store: Store, plan: Plan) -> Manifest | None:
@@ -49,7 +50,7 @@ def examine(store: Store, plan: Plan, *, new_version: bool) -> State:
 
     Raises:
         TableConflictError: it holds another table, or the unfinished build of one, and `new_version` is not set.
-        TableCorruptError: a manifest there is damaged.
+        TableCorruptError: the latest manifest is damaged. (An older one that is only gets a note.)
         StoreError: the place cannot be reached.
     """
     versions = list_versions(store)
@@ -63,10 +64,40 @@ def examine(store: Store, plan: Plan, *, new_version: bool) -> State:
                 f"--new-version to publish this one as version {latest.version + 1}"
             )
         _refuse_other_beginnings(store, plan)
-    older = (read_manifest(store, version) for version in reversed(versions[:-1]))
-    earlier = next((manifest for manifest in older if manifest.plan_hash == plan.plan_hash), None)
+    notes: list[str] = []
+    older = (_readable(store, version, notes) for version in reversed(versions[:-1]))
+    earlier = next((found for found in older if found is not None and found.plan_hash == plan.plan_hash), None)
     done = frozenset[Cell]() if earlier else _done(store, plan)
-    return State(earlier=earlier, done=done, next_version=versions[-1] + 1 if versions else 1)
+    return State(earlier=earlier, done=done, next_version=versions[-1] + 1 if versions else 1, notes=tuple(notes))
+
+
+def check_objects(store: Store, manifest: Manifest) -> None:
+    """Make sure, by one listing of each folder, that a version's objects are there and as long as they must be.
+
+    Raises:
+        TableCorruptError: naming those that are not, and what to do. (Their bytes are not read: `verify` does.)
+        StoreError: the place cannot be reached.
+    """
+    folders = {"/".join(item.key.split("/")[:2]) for item in manifest.objects}
+    sizes = {info.key: info.size for folder in sorted(folders) for info in store.list(folder)}
+    bad = [item.key for item in manifest.objects if sizes.get(item.key) != item.size]
+    if bad:
+        raise TableCorruptError(
+            f"{store.url} version {manifest.version} is this checkpoint with these options, but {len(bad)} of its "
+            f"{len(manifest.objects)} objects are missing or of another size: {', '.join(bad[:3])}"
+            f"{', ...' if len(bad) > 3 else ''}. Put them back from a copy; or delete {manifest.key} and run the same "
+            "command: it makes them again and keeps what is whole",
+            bad,
+        )
+
+
+def _readable(store: Store, version: int, notes: list[str]) -> Manifest | None:
+    """A manifest, or None and a note where it is damaged or of another format."""
+    try:
+        return read_manifest(store, version)
+    except (TableCorruptError, FormatError) as error:
+        notes.append(f"note: {error}; this build goes on without it")
+        return None
 
 
 def _done(store: Store, plan: Plan) -> frozenset[Cell]:

@@ -44,6 +44,9 @@ class Pool(Protocol):
             ToLError, ValueError: what a cell failed with; it is not retried, since it would fail again.
         """
 
+    def waits_for(self) -> str:
+        """What workers wait for while none is ready, in words; empty once one is."""
+
     def close(self, *, stopped: bool) -> None:
         """Let the workers end, at the next chunk when `stopped`, and remove what they spooled."""
 
@@ -59,8 +62,13 @@ def closing(pool: Pool) -> Iterator[Pool]:
     pool.close(stopped=False)
 
 
-def run_schedule(schedule: Schedule, pool: Pool, on_event: Callable[[Event], None]) -> None:
+def run_schedule(
+    schedule: Schedule, pool: Pool, on_event: Callable[[Event], None], on_tick: Callable[[], None]
+) -> None:
     """Run every cell of the schedule, telling `on_event` of each finished cell and each lost worker.
+
+    Args:
+        on_tick: called once a second or more often, whatever happens.
 
     Raises:
         RuntimeError: a cell has lost its worker too often.
@@ -77,6 +85,7 @@ def run_schedule(schedule: Schedule, pool: Pool, on_event: Callable[[Event], Non
             else:
                 schedule.finish(event.cell)
             on_event(event)
+        on_tick()
 
 
 class ThreadPool:
@@ -103,6 +112,10 @@ class ThreadPool:
         for future in done:
             del self._futures[future]
         return [future.result() for future in done]
+
+    def waits_for(self) -> str:
+        """Nothing; see Pool."""
+        return ""
 
     def close(self, *, stopped: bool) -> None:
         """See Pool."""

@@ -17,6 +17,12 @@ from tolbuild.plan import Plan
 LINE_EVERY_S = 5.0
 """Time between two lines of a log."""
 
+QUIET_LINE_EVERY_S = 30.0
+"""The same while no cell ends."""
+
+WAITING_AFTER_S = 10.0
+"""Time without a ready worker after which it is said what the build waits for, and again every QUIET_LINE_EVERY_S."""
+
 STAGES: dict[type[Cell], str] = {
     SumCell: "sums",
     FitCell: "fits",
@@ -41,7 +47,7 @@ class Progress:
         self._done: Counter[str] = Counter()
         self._work_left = self._work = sum(self._weights.values())
         self._began = time.monotonic()
-        self._next_line = self._began + LINE_EVERY_S
+        self._next_line = self._next_quiet_line = self._next_look = self._began
         self.num_rows = 0
         self.written_bytes = 0
         self.seconds: dict[str, float] = defaultdict(float)
@@ -51,6 +57,8 @@ class Progress:
     def start(self, pool: Pool) -> None:
         """Begin to show the work of a pool."""
         self._began = time.monotonic()
+        self._next_line, self._next_quiet_line = self._began + LINE_EVERY_S, self._began + QUIET_LINE_EVERY_S
+        self._next_look = self._began + WAITING_AFTER_S
         self._pool = pool
         if self._stream.isatty():
             self._bar, self._task = _rich_bar(self._stream, self._work)
@@ -66,8 +74,19 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=self._work - self._work_left, detail=line)
         elif time.monotonic() >= self._next_line or not self._work_left:
-            self._next_line = time.monotonic() + LINE_EVERY_S
-            self.say(line)
+            self._say_line(line)
+
+    def tick(self) -> None:
+        """Show that time passes, and what the build waits for while no worker is ready."""
+        now = time.monotonic()
+        if self._pool is not None and now >= self._next_look and (reason := self._pool.waits_for()):
+            self._next_look = now + QUIET_LINE_EVERY_S
+            self._next_quiet_line = now + QUIET_LINE_EVERY_S
+            self.say(f"no worker is ready after {duration(now - self._began)}: {reason}")
+        if self._bar is not None:
+            self._bar.update(self._task, detail=self.line())
+        elif now >= self._next_quiet_line:
+            self._say_line(self.line())
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar where there is one."""
@@ -77,17 +96,23 @@ class Progress:
             print(text, file=self._stream, flush=True)
 
     def line(self) -> str:
-        """Cells by stage, rows a second, bytes and the time left."""
+        """The time left, cells by stage, rows a second, bytes and the time so far."""
         elapsed_s = max(time.monotonic() - self._began, 1e-9)
         stages = "  ".join(f"{name} {self._done[name]}/{total}" for name, total in self._totals.items())
         share = 1 - self._work_left / self._work if self._work else 1.0
         left = f"{duration(elapsed_s * (1 - share) / share)} left" if share else "-"
-        return f"{stages}  {self.num_rows / elapsed_s:,.0f} rows/s  {size(self.written_bytes)} written  {left}"
+        rate, written = f"{self.num_rows / elapsed_s:,.0f} rows/s", f"{size(self.written_bytes)} written"
+        return f"{left}  {stages}  {rate}  {written}  after {duration(elapsed_s)}"
 
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
+
+    def _say_line(self, line: str) -> None:
+        now = time.monotonic()
+        self._next_line, self._next_quiet_line = now + LINE_EVERY_S, now + QUIET_LINE_EVERY_S
+        self.say(line)
 
     def _count(self, report: CellReport) -> None:
         stage = STAGES[type(report.cell)]

@@ -27,7 +27,7 @@ def describe_plan(plan: Plan, energies: Mapping[int, LayerEnergy], *, spools: bo
         f"Plan {plan.plan_hash}: {plan.vocab_size:,} tokens x {len(plan.kept_layers)} layers{dropped}, "
         f"rows of {plan.hidden_size}, {plan.hidden_units} hidden units",
         "",
-        f"  table     {_codes(plan)}, {len(plan.bands)} bands, {plan.num_shards} shards of {plan.shard_rows:,} tokens",
+        f"  table     {_codes(plan)}, {_grid(plan, ', ')} of {plan.shard_rows:,} tokens",
         f"  cells     {_cells(plan)}",
         f"  FLOPs     {_flops(cost.total_flops)}: rows {_flops(cost.row_flops)}, Gram matrices "
         f"{_flops(cost.gram_flops)}, bases {_flops(cost.eigh_flops)}, codes and their error {_flops(cost.codes_flops)}",
@@ -61,9 +61,8 @@ def summarise(
         f"  {url}  version {manifest.version}",
         "",
         f"  size      {size(before)} as fp16 at full rank -> {size(after)} as {_codes(plan)}: "
-        f"{before / after:.2f} times smaller",
-        f"  rows      {plan.vocab_size:,} tokens x {len(plan.kept_layers)} layers in {len(plan.bands)} bands of "
-        f"{plan.num_shards} shards",
+        f"{_against(before, after)}",
+        f"  rows      {plan.vocab_size:,} tokens x {len(plan.kept_layers)} layers in {_grid(plan, ' of ')}",
         *_token_scales(manifest),
         "",
         *_layer_lines(plan, manifest, energies),
@@ -119,11 +118,21 @@ def _energy_lines(plan: Plan, energies: Mapping[int, LayerEnergy]) -> list[str]:
 
 
 def _written(cost: Estimate) -> str:
-    most = f"{size(cost.table_bytes)}, {cost.fp16_bytes / cost.table_bytes:.2f} times smaller than fp16"
+    documents = cost.document_bytes
+    most = f"{size(cost.table_bytes + documents)}, {_against(cost.fp16_bytes, cost.table_bytes + documents)} than fp16"
     if cost.least_table_bytes == cost.table_bytes:
         return most
-    least = f"{size(cost.least_table_bytes)}, {cost.fp16_bytes / cost.least_table_bytes:.2f} times"
-    return f"between {least}, and {most}"
+    least = cost.least_table_bytes + documents
+    return f"between {size(least)}, {_against(cost.fp16_bytes, least)}, and {most}"
+
+
+def _against(before: int, after: int) -> str:
+    return f"{before / after:.2f} times smaller" if after <= before else f"{after / before:.2f} times larger"
+
+
+def _grid(plan: Plan, between: str) -> str:
+    counts = ((len(plan.bands), "band"), (plan.num_shards, "shard"))
+    return between.join(f"{count} {thing}{'' if count == 1 else 's'}" for count, thing in counts)
 
 
 def _worker_seconds(seconds: Mapping[str, float]) -> str:

@@ -103,6 +103,18 @@ class RayPool:
         more, _ = ray.wait(pending, num_returns=len(pending), timeout=0)
         return [event for ref in {*done, *more} if (event := self._outcome(ref)) is not None]
 
+    def waits_for(self) -> str:
+        """See Pool."""
+        if self.num_ready or not self._starting:
+            return ""
+        kind = "GPU" if self._resources.num_gpus else "CPU"
+        free, total = ray.available_resources().get(kind, 0), ray.cluster_resources().get(kind, 0)
+        wanted = f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
+        return (
+            f"{wanted} wanted with a {kind} each; of the cluster's {total:g} {kind}s {free:g} are free, and other work "
+            "or workers that are starting hold the rest"
+        )
+
     def close(self, *, stopped: bool) -> None:
         """See Pool. A worker that waits for room, as after the loss of a node, may never start: it gets less time."""
         starting = set(self._starting.values())

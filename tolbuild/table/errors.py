@@ -34,7 +34,7 @@ class FormatError(ToLError):
 
 
 class IdentityError(ToLError):
-    """A peer holds another table version than the one named."""
+    """A peer holds another table version, or a place another checkpoint, than the one named."""
 
 
 class TableCorruptError(ToLError):

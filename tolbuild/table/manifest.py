@@ -141,7 +141,8 @@ class Band:
 class LayerStats:
     """What was measured of one layer while it was stored, over all tokens.
 
-    relative_error: |stored - exact| / |exact| over all rows (Frobenius norms). max_relative_error: of the worst row.
+    relative_error: |stored - exact| / |exact| over all rows (Frobenius norms). max_relative_error: of the worst row,
+    whose norm counts what tolbuild.table.stats.least_norm says at least.
     energy: |exact|^2 summed over all values. energy_kept: share of the centred energy within the rank, 1 at full,
     weighted where tokens have weights. weighted_error: relative_error with each token's weight, where they have any.
     """

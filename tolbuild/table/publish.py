@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from tolbuild.table.errors import (
+    FormatError,
     ObjectExistsError,
     ObjectNotFoundError,
     StoreError,
@@ -68,7 +69,12 @@ def read_manifest(store: Store, version: int | None = None) -> Manifest:
         data = store.read(key)
     except ObjectNotFoundError as error:
         raise TableNotFoundError(f"no version {number} at {store.url}") from error
-    manifest = Manifest.from_bytes(data, key)
+    try:
+        manifest = Manifest.from_bytes(data, key)
+    except TableCorruptError as error:
+        raise TableCorruptError(f"{store.url}: the manifest of version {number} is damaged: {error}", [key]) from error
+    except FormatError as error:
+        raise FormatError(f"{store.url}: {error}") from error
     if manifest.version != number:
         raise TableCorruptError(f"{key} holds version {manifest.version}", [key])
     return manifest

@@ -34,7 +34,8 @@ B = TypeVar("B")
 class LayerTally:
     """How far the codes of a shard are from the exact rows of one layer.
 
-    squared_error, squared_rows: sums over all values. max_relative_error: |stored - exact| / |exact| of the worst row.
+    squared_error, squared_rows: sums over all values. max_relative_error: |stored - exact| / |exact| of the worst row,
+    where a norm counts what tolbuild.table.stats.least_norm says at least.
     weighted_error, weighted_rows: the squared sums with each token's weight, where tokens have any.
     """
 

@@ -15,6 +15,12 @@ from tolbuild.table.store import Store
 
 Spectrum = NDArray[np.float64]
 
+_LEAST_SHARE = 1e-3
+"""Of a layer's typical row norm: a row that is smaller counts as this large where its error is taken relative to it."""
+
+_SMALLEST = 1e-30
+"""In the place of the norm of a row of zeros, where the layer's codes are its rows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerEnergy:
@@ -43,6 +49,24 @@ class LayerEnergy:
     def error(self, rank: int) -> float:
         """|left out| / |row|, both over all tokens, where a rank is kept and nothing is rounded."""
         return float(self.spectrum_D[rank:].sum() / self.total) ** 0.5 if self.total else 0.0
+
+
+def typical_norm(energy: LayerEnergy | None, vocab_size: int) -> float:
+    """Root mean square of a layer's row norms, from mean and spectrum; 0 where it has none (its codes are rows)."""
+    return 0.0 if energy is None else (energy.total / vocab_size) ** 0.5
+
+
+def least_norm(typical: float) -> float:
+    """What the norm of a row counts at least where its error is taken relative to it: |error| / max(|row|, least).
+
+    A basis leaves of a row of (nearly) zeros what it leaves of any, so its relative error would have no bound: there
+    the least is a thousandth of the layer's typical norm. Where codes are rows, no row's error is larger than the row,
+    and the least only keeps zeros from dividing.
+
+    Args:
+        typical: of `typical_norm`.
+    """
+    return max(_LEAST_SHARE * typical, _SMALLEST)
 
 
 def layer_energy(mean_D: NDArray[np.float32], spectrum_D: Spectrum, vocab_size: int) -> LayerEnergy:

@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 Offsets = NDArray[np.int64]
 
 
+_WRITABLE = ("", "file", "s3", "memory")
+"""Schemes of places that can be written."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
     """Where an S3-compatible service is and who asks; an empty field leaves the choice to the client library."""
@@ -124,6 +128,8 @@ def open_store(url: str | Path, credentials: Credentials | None = None) -> Store
 
         if parts.scheme == "file" and parts.netloc not in ("", "localhost"):
             raise ValueError(f"{text!r} names the host {parts.netloc!r}; file:// is of this machine: file:///folder")
+        if parts.scheme == "file" and (parts.query or parts.fragment or text.endswith(("?", "#"))):
+            raise ValueError(f"{text!r} holds a ? or #, which end a URL's path; write %3F or %23, or a plain path")
         path = unquote(parts.path) if parts.scheme == "file" else text
         return LocalStore(Path(path).absolute())
     if parts.scheme == "s3":
@@ -135,19 +141,17 @@ def open_store(url: str | Path, credentials: Credentials | None = None) -> Store
     return FsspecStore(text)
 
 
-def read_ranges(store: Store, key: str, starts: Offsets, lengths: Offsets, out: NDArray[np.uint8]) -> None:
-    """Byte ranges of one object, one after another into `out` (contiguous uint8, as long as their sum).
+def check_writable(url: str) -> None:
+    """Make sure that a URL is of a kind that can be written; the place itself is not looked at.
 
     Raises:
-        ValueError: `out` is something else, or there are not as many starts as lengths.
-        StoreError: the object ends before a range does.
+        ValueError: it cannot, or its scheme is unknown.
+        StoreError: the package for the scheme is not installed.
     """
-    if len(starts) != len(lengths):
-        raise ValueError(f"{len(starts)} starts but {len(lengths)} lengths")
-    total = int(np.sum(lengths))
-    if out.dtype != np.uint8 or not out.flags.c_contiguous or out.size != total:
-        raise ValueError(f"out has {out.size} of {out.dtype}; expected {total} contiguous bytes")
-    store.read_scattered(key, starts, np.split(out.reshape(-1), np.cumsum(lengths)[:-1]) if len(lengths) else [])
+    open_store(url).close()
+    scheme = urlsplit(url).scheme
+    if scheme not in _WRITABLE:
+        raise ValueError(f"{url} is read-only here; write to a path, file://, s3:// or memory://")
 
 
 @dataclass(frozen=True)

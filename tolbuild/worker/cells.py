@@ -17,13 +17,11 @@ from tolbuild.plan import Plan
 from tolbuild.table.coding import LARGEST_CODE
 from tolbuild.table.receipts import LayerTally
 from tolbuild.table.spec import BandSpec
+from tolbuild.table.stats import layer_energy, least_norm, typical_norm
 from tolbuild.worker.encode import LayerFit, components, decode, encode
 from tolbuild.worker.partials import pack_upper, unpack_upper
 from tolbuild.worker.row_source import RowSource
 from tolbuild.worker.spool import Spool
-
-_SMALLEST = 1e-30
-"""In the place of the norm of a row of zeros."""
 
 
 def sum_segment(source: RowSource, spool: Spool, cell: SumCell, buffer_ND: Tensor) -> tuple[dict[str, Tensor], int]:
@@ -38,7 +36,7 @@ def sum_segment(source: RowSource, spool: Spool, cell: SumCell, buffer_ND: Tenso
     sum_D = torch.zeros(plan.hidden_size, dtype=torch.float64, device=source.device)
     samples, spooled = [], 0
     for piece, embedding_ND in source.embedding_chunks(segment):
-        rows_ND = source.rows(cell.layer, embedding_ND, buffer_ND)
+        rows_ND = source.rows(cell.layer, piece.ids, embedding_ND, buffer_ND)
         gram_update(gram_DD, sum_D, rows_ND, source.weights(piece))
         spooled += spool.save(cell.layer, piece.start, rows_ND)
         if plan.quantised:
@@ -107,12 +105,13 @@ def shard_codes(
     target_NI = torch.from_numpy(stored_NI).view(item_type(coding))
     errors = []
     for place, layer in enumerate(band.layers):
-        fit, tally = fit_of(layer), _Tally()
+        fit = fit_of(layer)
+        tally = _Tally(_least_norm(plan, fit))
         for piece in span.steps(plan.chunk_rows):
             first, last = piece.start - span.start, piece.stop - span.start
             rows_ND = spool.load(layer, piece.start, buffer_ND[: len(piece)])
             if rows_ND is None:
-                rows_ND = source.rows(layer, embedding_ND()[first:last], buffer_ND)
+                rows_ND = source.rows(layer, piece.ids, embedding_ND()[first:last], buffer_ND)
             coded = encode(rows_ND, fit, plan.codes)
             pack_layer(target_NI[first:last], coding, place, coded.codes_NC, coded.token_N1)
             tally.add(rows_ND, decode(coded, fit), source.weights(piece))
@@ -120,10 +119,22 @@ def shard_codes(
     return stored_NI, errors
 
 
-class _Tally:
-    """Squared sums over chunks: fp32 within a row, fp64 over rows."""
+def _least_norm(plan: Plan, fit: LayerFit) -> float:
+    if fit.basis is None:
+        return least_norm(typical_norm(None, plan.vocab_size))
+    mean_D, energies_D = fit.basis.mean_D.cpu().numpy(), fit.basis.energies_D.cpu().numpy()
+    return least_norm(typical_norm(layer_energy(mean_D, energies_D, plan.vocab_size), plan.vocab_size))
 
-    def __init__(self) -> None:
+
+class _Tally:
+    """Squared sums over chunks: fp32 within a row, fp64 over rows.
+
+    Args:
+        least: what a row's norm counts at least, see tolbuild.table.stats.least_norm.
+    """
+
+    def __init__(self, least: float) -> None:
+        self._least = least
         self._error = self._power = self._worst = 0.0
         self._weighted: tuple[float, float] | None = None
 
@@ -139,7 +150,7 @@ class _Tally:
                 error + float(weights_N @ error_N.square()),
                 power + float(weights_N @ power_N.square()),
             )
-        self._worst = max(self._worst, float((error_N / power_N.clamp(min=_SMALLEST)).max()))
+        self._worst = max(self._worst, float((error_N / power_N.clamp(min=self._least)).max()))
 
     def of_layer(self, layer: int) -> LayerTally:
         """The sums so far."""

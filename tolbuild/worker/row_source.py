@@ -7,7 +7,7 @@ computed: the same rows have the same bits wherever they come from.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -71,14 +71,25 @@ class RowSource:
             for piece in block.steps(self.plan.chunk_rows):
                 yield piece, embedding_ND[piece.start - block.start : piece.stop - block.start]
 
-    def rows(self, layer: int, embedding_ND: Tensor, out_ND: Tensor) -> Tensor:
-        """FFN(LN(E)) [N, D] of at most one chunk, a view of `out` [chunk_rows, D]."""
+    def rows(self, layer: int, tokens: Sequence[int], embedding_ND: Tensor, out_ND: Tensor) -> Tensor:
+        """FFN(LN(E)) [N, D] of at most one chunk, a view of `out` [chunk_rows, D].
+
+        Raises:
+            ValueError: a row whose norm is no finite fp32 number, by layer and token.
+        """
         if self._stop.is_set():
             raise Stopped
         count, chunk = len(embedding_ND), self.plan.chunk_rows
         if count < chunk:
             embedding_ND = torch.nn.functional.pad(embedding_ND, (0, 0, 0, chunk - count))
         ffn_rows(embedding_ND, self._ffns(layer), out=out_ND)
+        finite_N = torch.linalg.vector_norm(out_ND[:count], dim=1).isfinite()
+        if not finite_N.all():
+            token = tokens[int((~finite_N).nonzero()[0])]
+            raise ValueError(
+                f"{self._checkpoint.url}: the row of layer {layer} and token {token} is beyond fp32 (the first of "
+                f"{int((~finite_N).sum())} in its chunk); a table cannot hold it"
+            )
         return out_ND[:count]
 
     def weights(self, span: RowRange) -> Tensor | None:
@@ -88,8 +99,10 @@ class RowSource:
     def sample_rows(self, layer: int, out_ND: Tensor) -> Tensor:
         """Rows [N, D] of the plan's fixed sample of tokens, computed for themselves (full rank has no pass 1)."""
         embedding_ND = self._samples(0)
-        pieces = RowRange(0, len(embedding_ND)).steps(self.plan.chunk_rows)
-        return torch.cat([self.rows(layer, embedding_ND[p.start : p.stop], out_ND).clone() for p in pieces])
+        pieces, ids = RowRange(0, len(embedding_ND)).steps(self.plan.chunk_rows), self.sample_ids_N.tolist()
+        return torch.cat(
+            [self.rows(layer, ids[p.start : p.stop], embedding_ND[p.start : p.stop], out_ND).clone() for p in pieces]
+        )
 
     def sample_within(self, span: RowRange) -> Tensor:
         """Positions, within a range, of the sampled tokens that lie in it."""

@@ -3,8 +3,9 @@
 The device computes the segment of a band in (layers x pace). It starts a segment when the one before has ended and the
 host has seen the band's rows arrive; bands that are on the device for every token wait for nothing. The host works
 meanwhile, as it does beside a GPU: it asks for the rows as soon as the tokens are known (the device's end of the step
-before), plans the step, and takes the bands as they come. Rows that are cached lie on the device by construction, so
-that finding them is the host's work and reading them the device's. A copy of received rows to a device is not modelled.
+before), takes the bands as they come, and plans the next step while the device computes. Rows that are cached lie on
+the device by construction, so that finding them is the host's work and reading them the device's. A copy of received
+rows to a device is not modelled.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tolserve.engine.config import EngineConfig
 from tolserve.engine.kv_cache import KVCache
 from tolserve.engine.request import SamplingParams
 from tolserve.engine.rows import RowFeed, StepRows
-from tolserve.engine.scheduler import Scheduler
+from tolserve.engine.scheduler import Scheduler, StepPlan
 from tolserve.engine.sequence import Sequence
 from tolserve.memory.source import RowSource
 
@@ -58,7 +59,7 @@ class PacedEngine:
         self._segments_s = [count * pace_s for count in num_layers]
         self._bands = bands
         self._feed = RowFeed(source, bands) if source is not None else None
-        self._rows: StepRows | None = None
+        self._held: list[StepRows] = []
         config = EngineConfig(
             block_size=_BLOCK_SIZE,
             num_blocks=batch * (num_steps // _BLOCK_SIZE + 2),
@@ -68,35 +69,29 @@ class PacedEngine:
         )
         self._scheduler = Scheduler(config, _tiny_cache(config))
         params = SamplingParams(max_tokens=num_steps)
-        self._sequences = [Sequence(str(index), [0], params, None) for index in range(batch)]
-        for sequence in self._sequences:
-            self._scheduler.add(sequence)
+        for index in range(batch):
+            self._scheduler.add(Sequence(str(index), [0], params, None))
         for chunk in self._scheduler.schedule().chunks:
             chunk.sequence.num_computed += chunk.length
+        self._started = False
+        self._plan = self._plan_next()
 
     def step(self) -> StepTime:
         """One step from now on; returns when the device has ended it and the host is done with it."""
         tokens = next(self._tokens)
-        begin = time.perf_counter()
-        if self._feed is not None:
+        moved = 0.0
+        begin = end = time.perf_counter()
+        if self._feed is None:
+            end += sum(self._segments_s)
+        else:
             self._feed.fetch_ahead("decode", tokens)
-            if self._rows is not None:
-                self._feed.release(self._rows)
-        for sequence, token in zip(self._sequences, tokens, strict=True):
-            sequence.tokens.append(token)
-        plan = self._scheduler.schedule()
-        ids = np.fromiter((sequence.tokens[-1] for sequence in plan.decodes), np.int64, len(plan.decodes))
-        if self._feed is not None:
-            self._rows = self._feed.begin(ids)
-        end = begin
-        for band, segment_s in enumerate(self._segments_s):
-            if self._feed is not None and self._rows is not None and band in self._bands:
-                self._feed.wait(self._rows, band)
-                end = max(end, time.perf_counter())
-            end += segment_s
-        moved = self._charge(ids)
-        for sequence in plan.decodes:
-            sequence.num_computed += 1
+            rows = self._feed.begin(np.array(tokens, np.int64))
+            end = self._run_segments(self._feed, rows, begin)
+            moved = self._feed.charge(rows, len(tokens)).bytes_moved
+            self._turn_over(self._feed, rows)
+        for sequence, token in zip(self._plan.decodes, tokens, strict=True):
+            sequence.tokens[-1] = token
+        self._plan = self._plan_next()
         while time.perf_counter() < end:
             pass
         return StepTime(step_s=max(end, time.perf_counter()) - begin, bytes_moved=moved)
@@ -104,14 +99,35 @@ class PacedEngine:
     def close(self) -> None:
         """Release what is held of the source."""
         if self._feed is not None:
-            if self._rows is not None:
-                self._feed.release(self._rows)
+            for rows in self._held:
+                self._feed.release(rows)
             self._feed.close()
+        self._held.clear()
 
-    def _charge(self, ids: NDArray[np.int64]) -> float:
-        if self._feed is None or self._rows is None:
-            return 0.0
-        return self._feed.charge(self._rows, len(ids)).bytes_moved
+    def _run_segments(self, feed: RowFeed, rows: StepRows, begin: float) -> float:
+        """When the device ends the last segment, each being handed over when the host has seen its rows."""
+        end = begin
+        for band, segment_s in enumerate(self._segments_s):
+            if band in self._bands:
+                feed.wait(rows, band)
+                end = max(end, time.perf_counter())
+            end += segment_s
+        return end
+
+    def _turn_over(self, feed: RowFeed, rows: StepRows) -> None:
+        """Let go of the step before, which the device has ended; this step's rows are being read."""
+        for old in self._held:
+            feed.release(old)
+        self._held = [rows]
+
+    def _plan_next(self) -> StepPlan:
+        """The next step's plan, made while the device computes this one: its tokens are not known, its blocks are."""
+        for sequence in self._scheduler.running:
+            if self._started:
+                sequence.num_computed += 1
+            sequence.tokens.append(0)
+        self._started = True
+        return self._scheduler.schedule()
 
 
 def _tiny_cache(config: EngineConfig) -> KVCache:

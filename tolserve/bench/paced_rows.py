@@ -31,6 +31,8 @@ from tolserve.transport.tcp import TcpTransport
 
 VOCAB_SIZE = 128_256
 DEVICE_SHARE = 0.25
+NODE_SPIN_US = 500_000
+"""The memory node has a core of its own, and stays awake from one of the rare fetches of a small batch to the next."""
 _NUM_STAGING = 2048
 _WARM_STEPS = 20
 _SIZES = {"12k": (512, "int8"), "96k": (2048, "float16")}
@@ -106,7 +108,7 @@ def measure_paced(core: int | None, *, quick: bool) -> dict[str, Any]:
     for size in _SIZES:
         rank, dtype = _SIZES[size]
         node = node_description(
-            rank=rank, dtype=dtype, vocab_size=VOCAB_SIZE, core=core, spin_us=20_000, max_bytes=512 << 20
+            rank=rank, dtype=dtype, vocab_size=VOCAB_SIZE, core=core, spin_us=NODE_SPIN_US, max_bytes=512 << 20
         )
         spec = RowSpec.uniform(**node["shape"])
         with peer(node) as address:

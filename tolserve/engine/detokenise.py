@@ -27,11 +27,16 @@ def held_length(text: str, stops: tuple[str, ...]) -> int:
     return 0
 
 
+def added(known: str, text: str) -> str:
+    """What `text` has beyond `known`, whose end may have been an incomplete character that `text` completes."""
+    return text[len(known) if text.startswith(known) else len(known.rstrip(_INCOMPLETE)) :]
+
+
 class IncrementalText:
     """Decodes a growing output.
 
     Text is given out once no later token can change it: not while it ends in an incomplete character, and not while
-    its end could be the beginning of a stop string.
+    its end could be the beginning of a stop string. A character that the prompt began belongs to the output.
     """
 
     def __init__(self, decoder: Decoder, prompt: list[int], stops: tuple[str, ...] = ()) -> None:
@@ -49,15 +54,15 @@ class IncrementalText:
         """
         self._window.append(token_id)
         text = self._decode(self._window)
-        if text.endswith(_INCOMPLETE) or len(text) < len(self._known):
+        if text.endswith(_INCOMPLETE) or len(text) < len(self._known.rstrip(_INCOMPLETE)):
             return "", False
-        new = text[len(self._known) :]
+        new = added(self._known, text)
         self._settle(text)
         return self._release(new)
 
     def flush(self) -> str:
         """The text held back, for an output that ends without a stop string."""
-        rest = self._decode(self._window)[len(self._known) :]
+        rest = added(self._known, self._decode(self._window))
         text, stopped = self._release(rest)
         if stopped:
             return text

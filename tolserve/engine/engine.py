@@ -156,9 +156,9 @@ class Engine:
             self._feed.fetch_ahead("prompt", self._scheduler.upcoming(plan))
         try:
             hidden_ND = self._executor.run(batch, rows)
+            if self._verifier is not None:
+                self._verifier.observe(batch.token_ids, rows, self._executor)
             if rows is not None:
-                if self._verifier is not None:
-                    self._verifier.observe(batch.token_ids, rows, self._executor)
                 self._charge(batch, rows)
         finally:
             if self._feed is not None and rows is not None:

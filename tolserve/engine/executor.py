@@ -27,12 +27,11 @@ class Executor:
 
     def receive(self, rows: StepRows | None, band: int) -> Tensor:
         """A band's rows as stored [N, num_items] on the device, once they are there."""
-        assert rows is not None
         return self.collect(rows, band).to(self.model.device, non_blocking=True)
 
-    def collect(self, rows: StepRows, band: int) -> Tensor:
+    def collect(self, rows: StepRows | None, band: int) -> Tensor:
         """A band's rows as stored [N, num_items] in memory that the device can read: where they are, or pinned."""
-        assert self.feed is not None
+        assert self.feed is not None and rows is not None
         pool = self.feed.wait(rows, band)
         index = torch.from_numpy(rows.row_index_N).to(pool.device)
         if pool.device.type == "cpu" and self.model.device.type == "cuda":

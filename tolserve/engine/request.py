@@ -11,6 +11,9 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_LOGPROBS = 100
 """Most alternatives a token's log-probabilities may ask for."""
 
+_LEAST_TEMPERATURE = 1e-5
+"""Logits divided by less can overflow."""
+
 
 class RowsUnavailableError(ConnectionError):
     """Rows that a request needs did not come in time; a later try can succeed."""
@@ -22,7 +25,7 @@ class SamplingParams:
 
     Attributes:
         max_tokens: tokens to generate at most; 0 only evaluates the prompt.
-        temperature: 0 is greedy.
+        temperature: below 1e-5 is greedy, as 0 is.
         top_p: smallest set of most likely tokens whose probability reaches this, in (0, 1].
         top_k: only the k most likely tokens; 0 is all.
         seed: the same seed gives the same draws in any batch; None draws one.
@@ -66,9 +69,14 @@ class SamplingParams:
                 raise ValueError(f"{name} is {value}; it must be in [0, {MAX_LOGPROBS}]")
 
     @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken, without a draw."""
+        return self.temperature < _LEAST_TEMPERATURE
+
+    @property
     def plain_greedy(self) -> bool:
         """Whether the most likely token is all that is wanted."""
-        return self.temperature == 0.0 and self.logprobs is None
+        return self.greedy and self.logprobs is None
 
 
 class TokenOutput(NamedTuple):
@@ -85,7 +93,8 @@ class MemoryCharge:
 
     Rows are counted a token position and step (`rows_needed`) and once for each distinct token id of the request in a
     step (`rows_unique`). Hits and bytes of a step are shared by the rows that each of its requests needed; the times
-    are those of the steps that the request took part in.
+    are those of the steps that the request took part in: `fetch_ms` from asking for rows to taking their last band,
+    `stall_ms` that layers waited for one.
     """
 
     rows_needed: int = 0
@@ -106,6 +115,7 @@ class RequestOutput:
         prompt_logprobs: once, with the first output: one entry a prompt token, None for the first.
         bill: with the last output, what the request's rows cost; None for a model without memory.
         error: why `finish_reason` is "error"; a `RowsUnavailableError` where trying again makes sense.
+        since_first_s: for several steps' outputs in one, the time from the first of them to the last.
     """
 
     request_id: str
@@ -116,3 +126,4 @@ class RequestOutput:
     prompt_logprobs: Sequence[TokenOutput | None] | None = None
     bill: MemoryCharge | None = None
     error: Exception | None = None
+    since_first_s: float = 0.0

@@ -1,8 +1,8 @@
 """Choosing the next tokens of a batch, and their log-probabilities.
 
 Every draw is an inverse-CDF look-up of one number from the request's own stream, over probabilities sorted from the
-most likely down, so a seeded request draws the same tokens in any batch. Log-probabilities are those of the model,
-before temperature and truncation.
+most likely down and, where they are equal, by token id, so a seeded request draws the same tokens in any batch.
+Log-probabilities are those of the model, before temperature and truncation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def sample(logits_BV: Tensor, sequences: tuple[Sequence, ...]) -> list[TokenOutp
         return [TokenOutput(token) for token in logits_BV.argmax(-1).tolist()]
     logits_BV = logits_BV.float()
     tokens_B = logits_BV.argmax(-1)
-    drawn = [index for index, s in enumerate(sequences) if s.params.temperature > 0.0]
+    drawn = [index for index, s in enumerate(sequences) if not s.params.greedy]
     if drawn:
         chosen = draw(
             logits_BV[drawn],
@@ -43,11 +43,7 @@ def draw(logits_BV: Tensor, params: list[SamplingParams], uniform_B: NDArray[np.
     """
     device, num_tokens = logits_BV.device, logits_BV.shape[1]
     scaled_BV = logits_BV / torch.tensor([p.temperature for p in params], device=device)[:, None]
-    widest = max(p.top_k or num_tokens for p in params)
-    if widest < num_tokens:
-        best_BC, ids_BC = scaled_BV.topk(widest, dim=-1)
-    else:
-        best_BC, ids_BC = scaled_BV.sort(dim=-1, descending=True, stable=True)
+    best_BC, ids_BC = best(scaled_BV, max(p.top_k or num_tokens for p in params))
     rank_C = torch.arange(best_BC.shape[1], device=device)
     kept_B = torch.tensor([p.top_k or num_tokens for p in params], device=device)
     best_BC = best_BC.masked_fill(rank_C >= kept_B[:, None], -torch.inf)
@@ -60,6 +56,21 @@ def draw(logits_BV: Tensor, params: list[SamplingParams], uniform_B: NDArray[np.
     return ids_BC.gather(1, place_B[:, None])[:, 0]
 
 
+def best(values_BV: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row and their columns, [B, count] each: the largest first, equal ones by column.
+
+    Rows are in this order whatever `count` and the other rows are, which `torch.topk` does not promise for equal ones.
+    """
+    values_BV, num_columns = values_BV + 0.0, values_BV.shape[1]  # -0.0 becomes 0.0, as which it counts
+    if count >= num_columns:
+        return values_BV.sort(dim=-1, descending=True, stable=True)
+    bits_BV = values_BV.view(torch.int32).long()
+    rank_BV = torch.where(bits_BV < 0, bits_BV ^ 0x7FFFFFFF, bits_BV)  # ascends with the value
+    early_V = torch.arange(num_columns - 1, -1, -1, device=values_BV.device)
+    ids_BC = (rank_BV * 2**32 + early_V).topk(count, dim=-1).indices
+    return values_BV.gather(1, ids_BC), ids_BC
+
+
 def score(logits_BV: Tensor, tokens_B: Tensor, wanted: list[int | None]) -> list[TokenOutput]:
     """Tokens with log-probabilities of those rows that want them; `wanted` is the number of alternatives."""
     tokens = tokens_B.tolist()
@@ -70,7 +81,7 @@ def score(logits_BV: Tensor, tokens_B: Tensor, wanted: list[int | None]) -> list
     logprobs_RV = logits_BV[rows].float().log_softmax(-1)
     own_R = logprobs_RV.gather(1, tokens_B[rows][:, None])[:, 0].tolist()
     most = max(wanted[index] or 0 for index in rows)
-    values, ids = logprobs_RV.topk(min(most, logprobs_RV.shape[1]), dim=-1)
+    values, ids = best(logprobs_RV, min(most, logprobs_RV.shape[1]))
     for index, own, row_values, row_ids in zip(rows, own_R, values.tolist(), ids.tolist(), strict=True):
         count = wanted[index] or 0
         alternatives = tuple(zip(row_ids[:count], row_values[:count], strict=True))

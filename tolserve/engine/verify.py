@@ -19,7 +19,7 @@ RecomputeRow = Callable[[int, int], Tensor]
 
 
 class RowVerifier:
-    """Compares one layer's row of one token every `every` steps, layers and tokens in turn.
+    """Compares one layer's row of one token every `every` steps, layers and tokens in turn, pinned bands too.
 
     `bounds` gives by layer the largest distance |served - recomputed| / |recomputed| that the table's error allows.
     `num_mismatches` counts rows beyond it.
@@ -38,20 +38,22 @@ class RowVerifier:
         self._recompute = recompute
         self._bounds = bounds
         self._every = every
-        self._layers = sorted(terms.requested)
+        self._layers = sorted(terms.layers)
         self._num_steps = 0
         self.num_checked = 0
         self.num_mismatches = 0
 
-    def observe(self, token_ids: IntArray, rows: StepRows, executor: Executor) -> None:
-        """Look at a step whose rows have all arrived and are not released yet."""
+    def observe(self, token_ids: IntArray, rows: StepRows | None, executor: Executor) -> None:
+        """Look at a step whose rows have all arrived and are not released yet; None where every band is pinned."""
         self._num_steps += 1
         if not self._layers or self._num_steps % self._every:
             return
         layer = self._layers[self.num_checked % len(self._layers)]
         place = int(np.random.default_rng(self.num_checked).integers(len(token_ids)))
         term = self._terms.layers[layer]
-        stored = executor.collect(rows, term.band)[place : place + 1].cpu()
+        pinned = self._terms.pinned.get(term.band)
+        row = executor.collect(rows, term.band)[place] if pinned is None else pinned[int(token_ids[place])]
+        stored = row[None].cpu()
         expansion = self._expansions[layer] if self._expansions else LayerExpansion()
         served_D = expansion.rows(unpack_layer(stored, term.coding, term.place, torch.float32))[0]
         expected_D = self._recompute(int(token_ids[place]), layer)

@@ -158,6 +158,7 @@ class Fleet:
 
     async def _connect(self, name: str, address: Address) -> None:
         self._connecting.add(name)
+        link = None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 loop = asyncio.get_running_loop()
@@ -165,6 +166,8 @@ class Fleet:
                 await link.greeted
         except (OSError, TimeoutError) as error:
             _log.warning("attention replica %s at %s:%d cannot be reached: %s", name, *address, error)
+            if link is not None:
+                link.close()
             return
         finally:
             self._connecting.discard(name)

@@ -112,6 +112,8 @@ def output_to_wire(wire_id: int, output: RequestOutput) -> list[Any]:
         rest["finish"] = output.finish_reason
         rest["bill"] = None if output.bill is None else asdict(output.bill)
         rest["error"] = None if output.error is None else [error_kind(output.error), str(output.error)]
+    if output.since_first_s:
+        rest["since_first_s"] = output.since_first_s
     return [*plain, rest] if rest else plain
 
 
@@ -143,6 +145,7 @@ def _full_output(text: str, token_ids: list[int], rest: dict[str, Any]) -> Reque
         prompt_logprobs=None if prompt is None else tuple(None if one is None else _token(*one) for one in prompt),
         bill=None if rest.get("bill") is None else MemoryCharge(**rest["bill"]),
         error=None if error is None else RemoteError(*error),
+        since_first_s=float(rest.get("since_first_s", 0.0)),
     )
 
 
@@ -150,8 +153,8 @@ def _token(token_id: int, logprob: float | None, tops: list[list[Any]]) -> Token
     return TokenOutput(token_id, logprob, tuple((int(token), float(value)) for token, value in tops))
 
 
-def merged(outputs: list[RequestOutput]) -> RequestOutput:
-    """The outputs of one request, the finished one last, as one."""
+def merged(outputs: list[RequestOutput], since_first_s: float) -> RequestOutput:
+    """The outputs of one request, the finished one last, as one; they came within `since_first_s`."""
     last = outputs[-1]
     return RequestOutput(
         request_id=last.request_id,
@@ -162,4 +165,5 @@ def merged(outputs: list[RequestOutput]) -> RequestOutput:
         prompt_logprobs=next((one.prompt_logprobs for one in outputs if one.prompt_logprobs is not None), None),
         bill=last.bill,
         error=last.error,
+        since_first_s=since_first_s,
     )

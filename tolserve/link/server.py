@@ -6,6 +6,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -31,13 +32,31 @@ SEND_TIMEOUT_S = 2.0
 STATS_PERIOD_S = 0.5
 
 
+class _Collected:
+    """The outputs so far of a generation that is sent in one."""
+
+    def __init__(self) -> None:
+        self._outputs: list[RequestOutput] = []
+        self._began = 0.0
+
+    def add(self, output: RequestOutput) -> None:
+        """Keep a step's output."""
+        if not self._outputs:
+            self._began = time.monotonic()
+        self._outputs.append(output)
+
+    def merged(self) -> RequestOutput:
+        """All of them as one, now that the last is there."""
+        return merged(self._outputs, time.monotonic() - self._began if len(self._outputs) > 1 else 0.0)
+
+
 class _Gateway:
     """One connected gateway: its socket and what it has open."""
 
     def __init__(self, sock: socket.socket, number: int) -> None:
         self.sock = sock
         self.number = number
-        self.collected: dict[str, list[RequestOutput]] = {}
+        self.collected: dict[str, _Collected] = {}
         self._lock = threading.Lock()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
@@ -148,7 +167,7 @@ class LinkServer:
             raise LinkError("a submission's prompt is no list of integers")
         opened.add(name)
         if not message.get("stream"):
-            gateway.collected[name] = []
+            gateway.collected[name] = _Collected()
         self._thread.submit(name, (prompt, params))
 
     def _deliver(self, outputs: list[RequestOutput]) -> None:
@@ -161,10 +180,11 @@ class LinkServer:
                 continue
             parts = gateway.collected.get(output.request_id)
             if parts is not None:
-                parts.append(output)
+                parts.add(output)
                 if not output.finished:
                     continue
-                output = merged(gateway.collected.pop(output.request_id))
+                del gateway.collected[output.request_id]
+                output = parts.merged()
             batches[number].append(output_to_wire(wire_id, output))
         for number, batch in batches.items():
             if gateway := self._gateways.get(number):

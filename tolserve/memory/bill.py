@@ -15,7 +15,7 @@ class MemoryBill:
         hits_by_tier: rows asked for by where they were found: "device", "cache", "flight" (already being fetched),
             "table", "remote".
         bytes_moved: bytes that were received or read for it.
-        fetch_ms: from the request until its last band was there.
+        fetch_ms: from the request until its user took the last band, which may have come long before.
         stall_ms: time that its user waited in `arrive` or `wait`.
     """
 

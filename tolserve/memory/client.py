@@ -10,16 +10,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from tolbuild.table.errors import ToLError
 from tolserve.memory.channel import Channel, Flight
 from tolserve.memory.errors import NodesUnavailableError
+from tolserve.memory.flights import RemoteFetch, plan_fetch
 from tolserve.memory.nodes import Addresses, Nodes
-from tolserve.memory.partition import BLOCK_ROWS
+from tolserve.memory.outages import Outages
 from tolserve.memory.service import DEFAULT_MAX_IDS
 from tolserve.memory.spec import Ids, RowSpec
-from tolserve.transport.frames import Ids32
 from tolserve.transport.link import Transport
 from tolserve.transport.tcp import TcpTransport
 
@@ -32,7 +30,8 @@ class ClientConfig:
 
     Attributes:
         silence_s: a node from which nothing comes for so long, while rows are waited for, is ejected.
-        deadline_s: rows that no node has sent so long after they were asked for are an error.
+        deadline_s: rows that no node has sent so long after they were asked for are an error, and at once those of a
+            partition that has been without a node for so long: whoever waits for it waits together.
         connect_s: limit for connecting and for the answer to the hello.
         probe_s: pause between attempts to reach a node that is down.
         spin_us: how long a wait looks for bytes without sleeping.
@@ -57,16 +56,6 @@ class ClientConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         if self.spin_us < 0 or self.first_node < 0:
             raise ValueError(f"spin_us {self.spin_us} and first_node {self.first_node} must not be negative")
-
-
-@dataclass(kw_only=True, eq=False, slots=True)
-class RemoteFetch:
-    """Flights to the partitions that hold its ids; see `RowFetcher.request`."""
-
-    bands: tuple[int, ...]
-    order: Ids | None
-    flights: list[Flight]
-    deadline: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -117,6 +106,7 @@ class PartitionedClient:
             first=self.config.first_node,
             max_ids=min(self.config.max_ids, spec.vocab_size),
         )
+        self._outages = Outages()
         self._request_ids = itertools.count(1)
 
     @property
@@ -152,10 +142,7 @@ class PartitionedClient:
 
     def request(self, ids: Ids, bands: tuple[int, ...]) -> RemoteFetch:
         """See `RowFetcher.request`. Where no node is up the request leaves when one is, while rows are waited for."""
-        if self._nodes.num_partitions == 1:
-            fetch = RemoteFetch(bands=bands, order=None, flights=self._flights(0, ids.astype(np.uint32), bands))
-        else:
-            fetch = self._split(ids, bands)
+        fetch = plan_fetch(ids, bands, num_partitions=self._nodes.num_partitions, max_ids=self.config.max_ids)
         for flight in fetch.flights:
             self._assign(flight)
         fetch.deadline = time.monotonic() + self.config.deadline_s
@@ -179,7 +166,8 @@ class PartitionedClient:
         """See `RowFetcher.arrive`.
 
         Raises:
-            NodesUnavailableError: no node of a partition sent its rows before the deadline.
+            NodesUnavailableError: no node of a partition sent its rows before the deadline, or the partition has been
+                without a node for as long.
             RowRequestError: a node refuses the request for what it asks.
         """
         num_bands = fetch.bands.index(band) + 1
@@ -210,32 +198,12 @@ class PartitionedClient:
         """End all connections."""
         self._nodes.close()
 
-    def _split(self, ids: Ids, bands: tuple[int, ...]) -> RemoteFetch:
-        """What each partition is asked for; its rows lie together, partition behind partition."""
-        count = self._nodes.num_partitions
-        owner = ids // BLOCK_ROWS % count
-        by_owner = np.argsort(owner, kind="stable")
-        order = np.empty(len(ids), np.int64)
-        order[by_owner] = np.arange(len(ids))
-        ids32 = ids[by_owner].astype(np.uint32)
-        ends = np.cumsum(np.bincount(owner, minlength=count)).tolist()
-        flights: list[Flight] = []
-        for partition, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
-            if stop > start:
-                flights += self._flights(partition, ids32[start:stop], bands)
-        return RemoteFetch(bands=bands, order=order, flights=flights)
-
-    def _flights(self, partition: int, ids: Ids32, bands: tuple[int, ...]) -> list[Flight]:
-        """The ids of one partition in their order, in as many requests as it takes: one, but for very large steps."""
-        most = self.config.max_ids
-        parts = [ids] if len(ids) <= most else [ids[start : start + most] for start in range(0, len(ids), most)]
-        return [Flight(partition=partition, ids=part, bands=bands) for part in parts]
-
     def _assign(self, flight: Flight) -> bool:
         """Ask a node that is up; False where none is."""
         while True:
             node = self._nodes.pick(flight.partition)
             if node is None or node.channel is None:
+                self._outages.begin(flight.partition)
                 return False
             try:
                 node.channel.submit(flight, next(self._request_ids))
@@ -254,6 +222,7 @@ class PartitionedClient:
             return self._assign(flight)
         try:
             if channel.pump(flight, num_bands):
+                self._outages.end(flight.partition)
                 return True
         except ToLError as error:
             self._eject(channel, str(error))
@@ -269,8 +238,8 @@ class PartitionedClient:
         node = self._nodes.owner(channel)
         if node is None:
             channel.link.close()
-        else:
-            node.eject(fault)
+        elif node.eject(fault) > self.config.deadline_s:
+            self._outages.end(node.partition)
         self.counters.num_ejections += 1
         flights = [flight for flight in channel.flights if not flight.dropped]
         channel.flights.clear()
@@ -281,8 +250,10 @@ class PartitionedClient:
             self._assign(flight)
 
     def _pause(self, fetch: RemoteFetch, waiting: list[Flight], now: float) -> None:
-        if now > fetch.deadline:
-            raise self._unavailable(waiting[0].partition, self.config.deadline_s)
+        for flight in waiting:
+            lasted_s = self._outages.lasted_s(flight.partition, now) if flight.channel is None else 0.0
+            if now > fetch.deadline or lasted_s > self.config.deadline_s:
+                raise self._unavailable(flight.partition, self.config.deadline_s)
         channel = next((flight.channel for flight in waiting if flight.channel is not None), None)
         if channel is None:
             time.sleep(_NAP_S)

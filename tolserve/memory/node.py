@@ -104,6 +104,11 @@ class MemoryNode:
         return True
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread that `start` made serves."""
+        return self._server.alive
+
+    @property
     def num_clients(self) -> int:
         """Connections open now."""
         return self._server.num_clients

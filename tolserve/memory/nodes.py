@@ -43,11 +43,15 @@ class Node:
         self._backoff_s = 0.0
         self._connect_soon()
 
-    def eject(self, fault: str) -> None:
-        """Give the connection up and try for a new one, the later the more often this happened of late."""
+    def eject(self, fault: str) -> float:
+        """Give the connection up and try for a new one, the later the more often this happened of late.
+
+        Returns:
+            How many seconds the connection had lasted; 0 where there was none.
+        """
         channel, self.channel = self.channel, None
         if channel is None:
-            return
+            return 0.0
         channel.link.close()
         self.fault = fault
         _log.warning("%s:%d is ejected: %s", *self.address, fault)
@@ -55,6 +59,7 @@ class Node:
         shortest = self._nodes.probe_s
         self._backoff_s = shortest if lasted > _FORGIVEN_S else min(_MAX_BACKOFF_S, max(shortest, 2 * self._backoff_s))
         self._connect_soon()
+        return lasted
 
     def close(self) -> None:
         """No further attempts; what is connected is ended."""

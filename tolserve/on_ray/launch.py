@@ -25,6 +25,8 @@ from tolserve.serve_config import ServeConfig
 
 _POLL_S = 0.25
 _VIEW_TIMEOUT_S = 30.0
+_ADDRESS_TIMEOUT_S = 60.0
+"""From Serve's word that everything runs to the gateway's word where it listens."""
 _PROBE_TIMEOUT_S = 5.0
 
 Report = Callable[[str], None]
@@ -137,10 +139,13 @@ class Endpoint:
                 serve.shutdown()
 
     def _address(self) -> tuple[str, int]:
+        deadline = time.monotonic() + _ADDRESS_TIMEOUT_S
         while True:
             gateways = [member for member in self.view().members if member.kind == "gateway"]
             if gateways:
                 return gateways[-1].address
+            if time.monotonic() > deadline:
+                raise DeployError(f"the endpoint runs, but its gateway told no address in {_ADDRESS_TIMEOUT_S:g} s")
             time.sleep(_POLL_S)
 
 

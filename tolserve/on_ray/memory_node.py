@@ -37,6 +37,11 @@ class MemoryNodeDeployment:
             figures=self._node.figures,
         )
 
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces this replica when it raises."""
+        if not self._node.alive:
+            raise RuntimeError(f"the row server at {self._node.address} ended; the log has the reason")
+
     async def __del__(self) -> None:
         await self._membership.leave()
         self._node.stop()

@@ -26,6 +26,7 @@ class ApiError(Exception):
         param: the request's field at fault.
         code: the API's short name of the fault.
         retry_after_s: seconds after which another try makes sense; None says nothing of it.
+        allow: the method that the path takes, for a 405.
     """
 
     status: int
@@ -33,6 +34,7 @@ class ApiError(Exception):
     param: str | None = None
     code: str | None = None
     retry_after_s: int | None = None
+    allow: str | None = None
 
     def __str__(self) -> str:
         return self.message

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tolserve.engine.detokenise import IncrementalText
 from tolserve.engine.request import MemoryCharge, RequestOutput, TokenOutput
 from tolserve.openai_api.errors import ApiError
 from tolserve.openai_api.prompts import Prompt, Tokenizer
@@ -23,26 +24,58 @@ def token_text(tokenizer: Tokenizer, token_id: int) -> str:
 
 
 class LogprobsWriter:
-    """The API's `logprobs` objects of one choice; text offsets go on from chunk to chunk."""
+    """The API's `logprobs` objects of one choice.
+
+    Text offsets count characters of the returned text, on from chunk to chunk: `echo`, where there is one, then the
+    output. Tokens that make one character together have the offset of that character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int], echo: str | None) -> None:
+        self._tokenizer = tokenizer
+        self._prompt_ids = prompt_ids
+        self._text = IncrementalText(tokenizer, list(prompt_ids))
+        self._offset = len(echo or "")
+
+    def write_prompt(self, scores: Sequence[TokenOutput | None]) -> dict[str, Any]:
+        """The object for the echoed prompt; its first token has no log-probability (None)."""
+        out, text = _no_logprobs(), IncrementalText(_WithSpecials(self._tokenizer), [])
+        offset, end = 0, self._offset
+        for token_id, score in zip(self._prompt_ids, scores, strict=True):
+            self._add(out, token_id, score, min(offset, end))
+            offset += len(text.push(token_id)[0])
+        return out
+
+    def write(self, tokens: Sequence[TokenOutput]) -> dict[str, Any]:
+        """The object for the next tokens of the output."""
+        out = _no_logprobs()
+        for token in tokens:
+            self._add(out, token.token_id, token, self._offset)
+            self._offset += len(self._text.push(token.token_id)[0])
+        return out
+
+    def _add(self, out: dict[str, Any], token_id: int, score: TokenOutput | None, offset: int) -> None:
+        text = token_text(self._tokenizer, token_id)
+        tops = None if score is None else {token_text(self._tokenizer, i): p for i, p in score.top_logprobs}
+        if score is not None and tops is not None:
+            tops.setdefault(text, score.logprob or 0.0)
+        out["tokens"].append(text)
+        out["token_logprobs"].append(None if score is None else score.logprob)
+        out["top_logprobs"].append(tops)
+        out["text_offset"].append(offset)
+
+
+class _WithSpecials:
+    """Decodes as `echo_text` does."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._offset = 0
 
-    def write(self, tokens: Sequence[TokenOutput | None], prompt_ids: Sequence[int] = ()) -> dict[str, Any]:
-        """The object for some consecutive tokens; `prompt_ids` names those that have no log-probability (None)."""
-        out: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-        for position, token in enumerate(tokens):
-            text = token_text(self._tokenizer, prompt_ids[position] if token is None else token.token_id)
-            tops = None if token is None else {token_text(self._tokenizer, i): p for i, p in token.top_logprobs}
-            if token is not None and tops is not None:
-                tops.setdefault(text, token.logprob or 0.0)
-            out["tokens"].append(text)
-            out["token_logprobs"].append(None if token is None else token.logprob)
-            out["top_logprobs"].append(tops)
-            out["text_offset"].append(self._offset)
-            self._offset += len(text)
-        return out
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return self._tokenizer.decode(ids, False)
+
+
+def _no_logprobs() -> dict[str, Any]:
+    return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
 
 def joined_logprobs(first: dict[str, Any] | None, second: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -69,7 +102,7 @@ class ChoiceWriter:
     def __init__(self, prompt: Prompt, tokenizer: Tokenizer, *, echo: bool, logprobs: bool) -> None:
         self._prompt = prompt
         self._echo: str | None = echo_text(prompt, tokenizer) if echo else None
-        self._logprobs = LogprobsWriter(tokenizer) if logprobs else None
+        self._logprobs = LogprobsWriter(tokenizer, prompt.token_ids, self._echo) if logprobs else None
         self.num_tokens = 0
         self.bill: MemoryCharge | None = None
         self.finish_reason: str | None = None
@@ -81,7 +114,7 @@ class ChoiceWriter:
         self.bill = output.bill or self.bill
         self.finish_reason = output.finish_reason
         if self._logprobs is not None and self._echo is not None and output.prompt_logprobs is not None:
-            logprobs = self._logprobs.write(output.prompt_logprobs, self._prompt.token_ids)
+            logprobs = self._logprobs.write_prompt(output.prompt_logprobs)
         if self._echo is not None:
             text, self._echo = self._echo + text, None
         if self._logprobs is not None:

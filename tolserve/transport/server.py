@@ -114,6 +114,9 @@ class _Client:
 class RowServer:
     """Serves `responder` until `stop`. `start` runs it in a thread of its own, `run` in the caller's.
 
+    A client whose request cannot be answered, whatever the reason, is dropped; the others are served on. When `run`
+    ends, by a fault too, every connection and the port are closed.
+
     Raises:
         OSError: the port is taken.
     """
@@ -146,6 +149,11 @@ class RowServer:
         """Connections open now."""
         return len(self._clients)
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that `start` made serves."""
+        return self._thread is not None and self._thread.is_alive()
+
     def start(self) -> None:
         """Serve in a thread."""
         self._thread = threading.Thread(target=self.run, name="row-server", daemon=True)
@@ -163,11 +171,19 @@ class RowServer:
     def request_stop(self) -> None:
         """Let `run` return soon; may be called by a signal handler."""
         if not self._stopping:
-            self._wake.send(b"x")
+            with contextlib.suppress(OSError):  # `run` has ended by itself
+                self._wake.send(b"x")
             self._stopping = True  # last: once it is set `run` closes what wakes it
 
     def run(self) -> None:
-        """Serve until `stop`. Clients that moved of late are looked at directly, all others through the selector."""
+        """Serve until `stop`."""
+        try:
+            self._serve()
+        finally:
+            self._close()
+
+    def _serve(self) -> None:
+        """Clients that moved of late are looked at directly, all others through the selector."""
         spin_s = self.config.spin_us * 1e-6
         active_at = next_check = 0.0
         hot: list[_Client] = []
@@ -191,7 +207,6 @@ class RowServer:
                 self._drop_stuck(now)
                 self._listen(True)
                 next_check = now + _TICK_S
-        self._close()
 
     def _look(self, wait_s: float) -> list[_Client]:
         """Clients that the selector has something for; new ones are let in on the way."""
@@ -235,6 +250,10 @@ class RowServer:
         try:
             moved = client.turn()
         except (OSError, ValueError):
+            self._drop(client)
+            return False
+        except Exception:  # noqa: BLE001 - the others are served on whatever it was
+            _log.exception("a client is dropped: its request could not be answered")
             self._drop(client)
             return False
         if moved:
