@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cluster.namespaces import Namespace, NotPermittedError
 from cluster.two_nodes import TwoNodes, two_nodes
 
 OPTIONS = ("--rank", "24", "--codes", "int8", "--layers-per-band", "1", "--shard-rows", "64", "--device", "cpu")
-"""111 cells of a 2000-token, 3-layer model: 12 sums, 3 fits, 96 shards."""
+"""765 cells of a 16,000-token, 3-layer model: 12 sums, 3 fits, 750 shards."""
 
 COPY = """
 import sys
@@ -60,7 +61,7 @@ def build_workers(place: Namespace) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_lost_node_changes_no_byte(nodes: TwoNodes, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "model", vocab_size=2000)
+    checkpoint = make_checkpoint(tmp_path / "model", vocab_size=16_000)
     alone = run_build("--checkpoint", checkpoint, "--table", str(tmp_path / "alone"), *OPTIONS, "--no-ray")
     assert alone.returncode == 0, alone.stderr
     python(nodes, "-c", MAKE_BUCKET)
@@ -70,6 +71,9 @@ def test_a_lost_node_changes_no_byte(nodes: TwoNodes, tmp_path: Path) -> None:
     log = tmp_path / "build.log"
     build = nodes.start("python", "-m", "tolbuild.run", *line, "--spool-dir", str(tmp_path / "spool"), log=log)
     python(nodes, "-c", AWAIT_RECEIPTS, "s3://tables/built", "8")
+    while not build_workers(nodes.worker):
+        assert build.poll() is None, f"the build ended without the second host: {log.read_text()}"
+        time.sleep(0.02)
     assert len(build_workers(nodes.head)) == len(build_workers(nodes.worker)) == 1
     assert nodes.worker.kill() >= 2
     try:
