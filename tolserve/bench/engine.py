@@ -40,9 +40,9 @@ def workloads(*, quick: bool) -> dict[str, Workload]:
     """The three regimes: many ragged requests, 16 equal ones, a single one."""
     if quick:
         return {
-            "ragged": Workload(outputs=spread(16, 2, 32), rounds=2, limit_s=8),
-            "lockstep": Workload(outputs=(8,) * 16, rounds=3, limit_s=4),
-            "b1": Workload(outputs=(8,), rounds=5, limit_s=3),
+            "ragged": Workload(outputs=spread(8, 2, 12), rounds=2, limit_s=4),
+            "lockstep": Workload(outputs=(3,) * 16, rounds=2, limit_s=4),
+            "b1": Workload(outputs=(4,), rounds=3, limit_s=3),
         }
     return {
         "ragged": Workload(outputs=spread(64, 8, 128), rounds=5, limit_s=200),
