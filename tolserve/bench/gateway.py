@@ -127,8 +127,8 @@ def measure(*, quick: bool, checkpoint: str = CHECKPOINT) -> dict[str, Any]:
     with deployment(config) as (address, pids):
         asyncio.run(stream_many(address, config.name, NUM_CLIENTS, 8))
         direct.run(NUM_CLIENTS, 8)
-        first = _time_to_first(address, config.name, direct, rounds=10 if quick else 60)
-        busy = _throughput(address, config.name, pids, direct, rounds=2 if quick else 8, tokens=32 if quick else 64)
+        first = _time_to_first(address, config.name, direct, rounds=5 if quick else 60)
+        busy = _throughput(address, config.name, pids, direct, rounds=2 if quick else 8, tokens=8 if quick else 64)
     return {**first, **busy}
 
 
