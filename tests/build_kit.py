@@ -13,11 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from tolbuild.build_config import BuildConfig
 from tolbuild.checkpoint import open_checkpoint, save_checkpoint
 from tolbuild.config import ModelConfig
 from tolbuild.model import MemoryLLM
@@ -48,6 +49,23 @@ def make_checkpoint(path: Path, *, seed: int = 0, **changes: object) -> str:
                 parameter.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(seed))
     save_checkpoint(path, config, model.state_dict())
     return str(path)
+
+
+def build_config(checkpoint: str, folder: Path, **changes: object) -> BuildConfig:
+    """A low-rank build of a `make_checkpoint` in this process: two workers, several shards and bands, in `folder`."""
+    config = BuildConfig(
+        checkpoint=checkpoint,
+        table=str(folder / "table"),
+        rank=24,
+        codes="int8",
+        layers_per_band=2,
+        shard_rows=256,
+        workers=2,
+        no_ray=True,
+        device="cpu",
+        spool_dir=folder / "spool",
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
 
 
 def edited_checkpoint(checkpoint: str, path: Path, edit: Callable[[str, torch.Tensor], None]) -> str:

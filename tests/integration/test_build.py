@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from build_kit import contents, make_checkpoint
+from build_kit import build_config, contents, make_checkpoint
 from interrupt_kit import build_interrupted, finished_cells
 
 from tolbuild.build_config import BuildConfig
@@ -29,18 +29,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def config(checkpoint: str, tmp_path: Path) -> BuildConfig:
-    return BuildConfig(
-        checkpoint=checkpoint,
-        table=str(tmp_path / "table"),
-        rank=24,
-        codes="int8",
-        layers_per_band=2,
-        shard_rows=256,
-        workers=2,
-        no_ray=True,
-        device="cpu",
-        spool_dir=tmp_path / "spool",
-    )
+    return build_config(checkpoint, tmp_path)
 
 
 def chunk(config: BuildConfig) -> int:

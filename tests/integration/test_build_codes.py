@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build_kit import make_checkpoint
+from build_kit import build_config, make_checkpoint
 
 from tolbuild import inspect, run, verify
 from tolbuild.build_config import BuildConfig
@@ -18,18 +18,7 @@ from tolbuild.table.reader import open_table
 
 @pytest.fixture
 def config(tmp_path: Path) -> BuildConfig:
-    return BuildConfig(
-        checkpoint=make_checkpoint(tmp_path / "model"),
-        table=str(tmp_path / "table"),
-        rank=24,
-        codes="int8",
-        layers_per_band=2,
-        shard_rows=256,
-        workers=2,
-        no_ray=True,
-        device="cpu",
-        spool_dir=tmp_path / "spool",
-    )
+    return build_config(make_checkpoint(tmp_path / "model"), tmp_path)
 
 
 def test_other_files_or_scales_are_other_options(config: BuildConfig) -> None:

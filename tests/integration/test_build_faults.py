@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from build_kit import contents, edited_checkpoint, make_checkpoint
+from build_kit import build_config, contents, edited_checkpoint, make_checkpoint
 
 from tolbuild import run, verify
 from tolbuild.build import WorkOrder
@@ -29,17 +29,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def config(checkpoint: str, tmp_path: Path) -> BuildConfig:
-    return BuildConfig(
-        checkpoint=checkpoint,
-        table=str(tmp_path / "table"),
-        rank=24,
-        codes="int8",
-        layers_per_band=2,
-        shard_rows=256,
-        workers=2,
-        no_ray=True,
-        device="cpu",
-    )
+    return build_config(checkpoint, tmp_path)
 
 
 def change(name: str, row: int) -> Callable[[str, torch.Tensor], None]:

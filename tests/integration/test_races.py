@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from build_kit import contents, finish, make_checkpoint, start_build
+from build_kit import build_config, contents, finish, make_checkpoint, start_build
 from s3_kit import s3_server
 from s3_proxy import ALWAYS, Proxy, hang_up, lose_answer, refuse, s3_proxy, without
 
@@ -42,18 +42,7 @@ def s3() -> Iterator[Credentials]:
 
 @pytest.fixture
 def config(checkpoint: str, tmp_path: Path) -> BuildConfig:
-    return BuildConfig(
-        checkpoint=checkpoint,
-        table=str(tmp_path / "table"),
-        rank=24,
-        codes="int8",
-        layers_per_band=1,
-        shard_rows=128,
-        workers=2,
-        no_ray=True,
-        device="cpu",
-        spool_dir=tmp_path / "spool",
-    )
+    return build_config(checkpoint, tmp_path, layers_per_band=1, shard_rows=128)
 
 
 @pytest.fixture(scope="module")
