@@ -44,6 +44,21 @@ class Shape:
         """Gram matrices, counted as plain products."""
         return 2 * self.vocab_size * self.width**2 * self.num_layers
 
+    def begin(self, folder: Path, seed: int) -> str:
+        """Say what is built, write its random checkpoint under `folder` and return the URL."""
+        say(
+            f"builds: V {self.vocab_size:,}, d {self.width}, K {self.hidden}, {self.num_layers} layers, "
+            f"rank {self.rank} int8, {torch.get_num_threads()} cores"
+        )
+        return write_checkpoint(
+            folder / "model",
+            vocab_size=self.vocab_size,
+            width=self.width,
+            hidden=self.hidden,
+            num_layers=self.num_layers,
+            seed=seed,
+        )
+
 
 FULL = Shape(vocab_size=32_768, width=1024, hidden=2736, num_layers=4, rank=256)
 QUICK = Shape(vocab_size=8192, width=512, hidden=1368, num_layers=2, rank=128)
@@ -52,18 +67,7 @@ QUICK = Shape(vocab_size=8192, width=512, hidden=1368, num_layers=2, rank=128)
 def measure(*, quick: bool, device: torch.device, seed: int, folder: Path) -> dict[str, float | None]:
     """Builds from opening the checkpoint to the commit, in this process and on Ray, in turn with matrix products."""
     shape, sizes, rounds = (QUICK, QUICK_SIZES, 2) if quick else (FULL, FULL_SIZES, 3)
-    say(
-        f"builds: V {shape.vocab_size:,}, d {shape.width}, K {shape.hidden}, {shape.num_layers} layers, "
-        f"rank {shape.rank} int8, {torch.get_num_threads()} cores"
-    )
-    checkpoint = write_checkpoint(
-        folder / "model",
-        vocab_size=shape.vocab_size,
-        width=shape.width,
-        hidden=shape.hidden,
-        num_layers=shape.num_layers,
-        seed=seed,
-    )
+    checkpoint = shape.begin(folder, seed)
     config = BuildConfig(
         checkpoint=checkpoint,
         table=str(folder / "table"),

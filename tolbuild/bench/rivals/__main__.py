@@ -7,7 +7,6 @@ not installed is null with the reason (pip install 'memoryllm-tol[rivals]'). The
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import shlex
 import sys
@@ -35,7 +34,7 @@ def main() -> int:
     options = _arguments()
     line = shlex.join(["python", "-m", "tolbuild.bench.rivals", *sys.argv[1:]])
     about = machine.describe(torch.device("cpu"), options.seed, line) | {
-        "versions": {"python": sys.version.split()[0]} | _versions(),
+        "versions": {"python": sys.version.split()[0]} | dict.fromkeys(PACKAGES) | machine.versions(PACKAGES),
     }
     say(json.dumps(about))
     began = time.perf_counter()
@@ -54,16 +53,6 @@ def main() -> int:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({**results, "versions": about["versions"]}))
     return 0
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = dict.fromkeys(PACKAGES)
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _arguments() -> argparse.Namespace:

@@ -10,7 +10,6 @@ import torch
 
 from tolbuild.bench.builds import FULL, QUICK, Shape
 from tolbuild.bench.measure import Contestant, say
-from tolbuild.bench.models import write_checkpoint
 from tolbuild.bench.rivals import dask_build
 from tolbuild.bench.rivals.best import Way, compete
 from tolbuild.bench.rivals.modes import MissingError, load
@@ -24,18 +23,7 @@ LIBRARIES = ("safetensors", "dask.array", "zarr", "threadpoolctl")
 def measure(*, quick: bool, seed: int, folder: Path) -> dict[str, Any]:
     """Medians in s by contestant, from the checkpoint to the finished table, and each one's error of rows."""
     shape, rounds = (QUICK, 2) if quick else (FULL, 3)
-    say(
-        f"builds: V {shape.vocab_size:,}, d {shape.width}, K {shape.hidden}, {shape.num_layers} layers, "
-        f"rank {shape.rank} int8, {torch.get_num_threads()} cores"
-    )
-    checkpoint = write_checkpoint(
-        folder / "model",
-        vocab_size=shape.vocab_size,
-        width=shape.width,
-        hidden=shape.hidden,
-        num_layers=shape.num_layers,
-        seed=seed,
-    )
+    checkpoint = shape.begin(folder, seed)
     errors: dict[str, float] = {}
     ways, missing = [_ours(checkpoint, folder / "ours", shape, errors)], {}
     try:
