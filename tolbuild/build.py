@@ -29,6 +29,7 @@ from tolbuild.table.writer import write_shard
 from tolbuild.worker.cache import Cache
 from tolbuild.worker.cells import fit_codes, fit_layer, shard_codes, sum_segment
 from tolbuild.worker.encode import LayerFit
+from tolbuild.worker.heap import return_large_blocks
 from tolbuild.worker.partials import pack, partial_key, unpack, weights_key
 from tolbuild.worker.ranks import choose_ranks, cut_fit
 from tolbuild.worker.row_source import RowSource
@@ -93,6 +94,7 @@ class Worker:
     """
 
     def __init__(self, order: WorkOrder, *, lanes: int = 1) -> None:
+        return_large_blocks()
         plan = self._plan = order.plan
         device = pick_device(order.device)
         self._stop = threading.Event()

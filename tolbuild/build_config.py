@@ -67,6 +67,11 @@ class BuildConfig:
     """Nobody else writes at the place: build on a store that ignores the condition of a conditional put, too."""
     dry_run: bool = False
     """Print the plan (cells, arithmetic, bytes, memory a worker) and stop."""
+    device_description: str | None = None
+    """With --dry-run: estimate time and dollars on --workers (0: one) of this device: cpu-core, h100, or a JSON file
+    with row_flops, fp64_flops, transfer_bytes_per_s, start_s and dollars_per_hour of one worker."""
+    log_json: bool = False
+    """Say everything on standard error as one JSON object a line: messages, progress, and the result at the end."""
     rows: Literal["auto", "spool", "recompute"] = "auto"
     """How pass 2 gets the rows of pass 1: from local disk or computed again (the same bits); auto spools on a CPU."""
     spool_dir: Path | None = None
@@ -85,6 +90,8 @@ class BuildConfig:
             near = round(self.shard_rows / BLOCK_ROWS) * BLOCK_ROWS
             raise ValueError(f"--shard-rows is {self.shard_rows}; no multiple of {BLOCK_ROWS}, such as {near}")
         self._check_allocation()
+        if self.device_description is not None and not self.dry_run:
+            raise ValueError("--device-description is for an estimate; it needs --dry-run")
         if self.spool_gb < 0:
             raise ValueError(f"--spool-gb is {self.spool_gb}; it cannot be negative")
         if len(set(self.drop_layers)) != len(self.drop_layers):

@@ -13,6 +13,10 @@ Examples:
   what it would take, without doing it:
     python -m tolbuild.run --checkpoint s3://models/mine --table s3://tables/mine --dry-run
 
+  how long and how dear on 8 GPUs:
+    python -m tolbuild.run --checkpoint s3://models/mine --table s3://tables/mine --dry-run --workers 8 \\
+      --device-description h100
+
 The same command again resumes what was interrupted and repeats no finished cell; on a complete table it does nothing.
 Check the result with `python -m tolbuild.verify URL`, look at it with `python -m tolbuild.inspect URL`.
 """
@@ -28,6 +32,7 @@ from urllib.parse import urlsplit
 from tolbuild.build_config import BuildConfig
 from tolbuild.cli import parse
 from tolbuild.drive.driver import BuildResult, build_table
+from tolbuild.drive.voice import Voice
 from tolbuild.table.errors import ToLError
 
 
@@ -38,14 +43,20 @@ class Terminated(KeyboardInterrupt):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build a table; 0 when it is there, 1 with the reason on standard error, 130 (143) when stopped (by SIGTERM)."""
     before = signal.signal(signal.SIGTERM, _terminate)
+    voice = Voice()
     try:
         config = parse(BuildConfig, module="tolbuild.run", doc=__doc__, arguments=arguments)
-        print(build(config).text)
+        voice = Voice(as_json=config.log_json)
+        result = build(config)
+        if config.log_json:
+            voice.event("done", **result.record())
+        else:
+            print(result.text)
     except (ValueError, ToLError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _fail(voice, "error", f"error: {error}")
         return 1
     except KeyboardInterrupt as interrupt:
-        print("stopped; the same command goes on from here and repeats no finished cell", file=sys.stderr)
+        _fail(voice, "stopped", "stopped; the same command goes on from here and repeats no finished cell")
         return 143 if isinstance(interrupt, Terminated) else 130
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -62,6 +73,14 @@ def build(config: BuildConfig) -> BuildResult:
         raise ValueError("--table memory:// lives in one process, where a cluster's workers cannot write; add --no-ray")
     with cluster():
         return build_table(config, ray_pool)
+
+
+def _fail(voice: Voice, event: str, text: str) -> None:
+    """Say why there is no result."""
+    if voice.as_json:
+        voice.event(event, text=text)
+    else:
+        voice.say(text)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -258,3 +259,27 @@ def test_the_summary_tells_sizes_layers_times_and_place(config: BuildConfig) -> 
     text = build_table(config).text
     for word in (config.table, "version 1", "384 kB as fp16", "times smaller", "energy kept", "checkpoint", "verify"):
         assert word in text
+
+
+def test_a_dry_run_tells_time_and_dollars_on_a_described_device(
+    config: BuildConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--checkpoint", config.checkpoint, "--table", config.table, "--dry-run", "--workers", "3"]
+    assert main([*line, "--device-description", "h100"]) == 0
+    text = capsys.readouterr().out
+    assert "on 3 workers of h100" in text and "dollars at 2.49 an hour each" in text and "data sheet" in text
+
+
+def test_a_log_for_programs_is_json_from_the_first_line_to_the_result(
+    config: BuildConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["--checkpoint", config.checkpoint, "--table", config.table, "--no-ray", "--log-json"]
+    assert main(line) == 0
+    said = capsys.readouterr()
+    events = [json.loads(text) for text in said.err.splitlines()]
+    assert not said.out and [event["event"] for event in events][-2:] == ["progress", "done"]
+    assert events[-2]["stages"]["codes"]["done"] == events[-2]["stages"]["codes"]["total"]
+    assert events[-1]["version"] == 1 and events[-1]["table_bytes"] > 0 and events[-1]["published"] is True
+    assert main([*line, "--rank", "8"]) == 1
+    (event,) = [json.loads(text) for text in capsys.readouterr().err.splitlines()]
+    assert event["event"] == "error" and "--new-version" in event["text"]

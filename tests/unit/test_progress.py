@@ -11,6 +11,7 @@ from tolbuild.config import ModelConfig
 from tolbuild.drive import progress
 from tolbuild.drive.pool import Event
 from tolbuild.drive.progress import Progress
+from tolbuild.drive.voice import Voice
 from tolbuild.grid import Cell
 from tolbuild.plan import make_plan
 
@@ -50,11 +51,11 @@ def plan_progress() -> Progress:
         intermediate_size=96,
     )
     plan = make_plan(BuildConfig(checkpoint="c", table="t"), model, "f")
-    return Progress(plan, plan.shard_cells(), spools=False, stream=io.StringIO())
+    return Progress(plan, plan.shard_cells(), spools=False, voice=Voice(stream=io.StringIO()))
 
 
 def said(progress: Progress) -> list[str]:
-    stream = progress._stream
+    stream = progress._voice.stream
     assert isinstance(stream, io.StringIO)
     return stream.getvalue().splitlines()
 

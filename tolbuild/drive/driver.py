@@ -17,13 +17,15 @@ from tolbuild.build import Worker, WorkOrder
 from tolbuild.build_config import BuildConfig
 from tolbuild.checkpoint import Checkpoint, open_checkpoint
 from tolbuild.drive.commit import commit, remove_partials
+from tolbuild.drive.device import describe_time, load_device
 from tolbuild.drive.known import look, with_ranks_of
 from tolbuild.drive.owner import Claim, claimed
 from tolbuild.drive.place import State, check_objects, examine, find_complete
 from tolbuild.drive.pool import Event, Pool, ThreadPool, closing, run_schedule
-from tolbuild.drive.progress import Progress, say
+from tolbuild.drive.progress import Progress
 from tolbuild.drive.schedule import Schedule
 from tolbuild.drive.summary import describe_plan, summarise
+from tolbuild.drive.voice import Voice
 from tolbuild.plan import Plan, make_plan
 from tolbuild.table.manifest import Manifest
 from tolbuild.table.publish import probe_conditional_put
@@ -49,6 +51,27 @@ class BuildResult:
     seconds: dict[str, float] = field(default_factory=dict)
     text: str
 
+    def record(self) -> dict[str, object]:
+        """The result for programs: what `--log-json` says at the end."""
+        found = self.manifest
+        layers = (
+            []
+            if found is None
+            else [
+                {"layer": s.layer, "rank": s.rank, "relative_error": s.relative_error, "energy_kept": s.energy_kept}
+                for s in found.layer_stats
+            ]
+        )
+        return {
+            "plan_hash": self.plan.plan_hash,
+            "version": None if found is None else found.version,
+            "published": self.published,
+            "table_bytes": None if found is None else found.total_bytes,
+            "seconds": self.seconds,
+            "layers": layers,
+            "text": self.text,
+        }
+
 
 @contextmanager
 def thread_pool(config: BuildConfig, order: WorkOrder) -> Iterator[Pool]:
@@ -70,7 +93,7 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
         TableCorruptError: the table is there, and objects of it are missing or cut.
         ToLError: checkpoint or store failed; what was finished stays, and the same call goes on from there.
     """
-    began = time.perf_counter()
+    began, voice = time.perf_counter(), Voice(as_json=config.log_json)
     credentials = Credentials.from_environment()
     check_writable(absolute(config.table))
     checkpoint = open_checkpoint(config.checkpoint, credentials=credentials)
@@ -79,7 +102,7 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
     )
     plan = make_plan(config, checkpoint.config, checkpoint.fingerprint, weighting)
     if config.dry_run:
-        return _dry_run(plan, absolute(config.table), credentials, spools=_spools(config, plan))
+        return _dry_run(plan, config, credentials)
     order = _order(config, plan, checkpoint, credentials)
     store = open_store(order.table, credentials)
     try:
@@ -90,9 +113,11 @@ def build_table(config: BuildConfig, open_pool: OpenPool = thread_pool) -> Build
             return _already_there(plan, complete, store.url)
         if not config.single_writer:
             probe_conditional_put(store)
-        with claimed(store, plan.plan_hash, task="python -m tolbuild.run", say=say, beside=config.new_version) as claim:
+        with claimed(
+            store, plan.plan_hash, task="python -m tolbuild.run", say=voice.say, beside=config.new_version
+        ) as claim:
             assert claim is not None, "a claim that waits is had in the end"
-            return _build(store, config, order, weighting, claim, open_pool, began)
+            return _build(store, config, order, weighting, claim, open_pool, voice, began)
     finally:
         store.close()
 
@@ -104,13 +129,14 @@ def _build(
     weighting: Weighting,
     claim: Claim,
     open_pool: OpenPool,
+    voice: Voice,
     began: float,
 ) -> BuildResult:
     """Build a plan that is owned by this process."""
     plan = order.plan
     state = examine(store, plan, new_version=config.new_version)
     for note in state.notes:
-        say(note)
+        voice.say(note)
     if state.earlier is not None:
         check_objects(store, state.earlier)
     if state.complete is not None:
@@ -119,7 +145,7 @@ def _build(
     if weighting.token_weights_V is not None:
         store.write(weights_key(plan), pack({"weights": torch.from_numpy(weighting.token_weights_V)}))
     opened = time.perf_counter()
-    progress = Progress(plan, Schedule(plan, state.done).total, spools=_spools(config, plan))
+    progress = Progress(plan, Schedule(plan, state.done).total, spools=_spools(config, plan), voice=voice)
     _run_cells(order, state, open_pool(config, order), progress, claim)
     ran = time.perf_counter()
     claim.confirm()
@@ -133,16 +159,21 @@ def _build(
     return BuildResult(plan=plan, manifest=manifest, published=True, seconds=seconds, text=text)
 
 
-def _dry_run(plan: Plan, table: str, credentials: Credentials | None, *, spools: bool) -> BuildResult:
+def _dry_run(plan: Plan, config: BuildConfig, credentials: Credentials | None) -> BuildResult:
     """The plan in words, with what an earlier run of it has left at the table's place."""
     energies: dict[int, LayerEnergy] = {}
     if plan.needs_sums:
-        store = open_store(table, credentials)
+        store = open_store(absolute(config.table), credentials)
         try:
             plan, energies = look(store, plan)
         finally:
             store.close()
-    return BuildResult(plan=plan, manifest=None, published=False, text=describe_plan(plan, energies, spools=spools))
+    spools = _spools(config, plan)
+    text = describe_plan(plan, energies, spools=spools)
+    if config.device_description is not None:
+        device = load_device(config.device_description)
+        text += "\n" + describe_time(plan, device, num_workers=config.workers or 1, spools=spools)
+    return BuildResult(plan=plan, manifest=None, published=False, text=text)
 
 
 def _order(config: BuildConfig, plan: Plan, checkpoint: Checkpoint, credentials: Credentials | None) -> WorkOrder:

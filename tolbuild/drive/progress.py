@@ -1,8 +1,7 @@
-"""What a build says while it runs: a bar in a terminal, a plain line now and then in a log."""
+"""What a build says while it runs: a bar in a terminal, a plain line or a JSON object now and then in a log."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from typing import Any, TextIO
 from tolbuild.build import CellReport
 from tolbuild.drive.estimate import cell_weight
 from tolbuild.drive.pool import Event, Pool, WorkerLost
+from tolbuild.drive.voice import Voice
 from tolbuild.grid import Cell, FitCell, RanksCell, ScaleCell, ShardCell, SumCell
 from tolbuild.plan import Plan
 
@@ -37,11 +37,11 @@ class Progress:
 
     Args:
         cells: the cells of this run (those that an earlier run finished are not among them).
-        stream: where to write; a bar if it is a terminal.
+        voice: where to say it; with a bar if that is a terminal.
     """
 
-    def __init__(self, plan: Plan, cells: Iterable[Cell], *, spools: bool, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+    def __init__(self, plan: Plan, cells: Iterable[Cell], *, spools: bool, voice: Voice | None = None) -> None:
+        self._voice = voice or Voice()
         self._weights = {cell: cell_weight(plan, cell, spools=spools) for cell in cells}
         self._totals = Counter(STAGES[type(cell)] for cell in self._weights)
         self._done: Counter[str] = Counter()
@@ -60,8 +60,8 @@ class Progress:
         self._next_line, self._next_quiet_line = self._began + LINE_EVERY_S, self._began + QUIET_LINE_EVERY_S
         self._next_look = self._began + WAITING_AFTER_S
         self._pool = pool
-        if self._stream.isatty():
-            self._bar, self._task = _rich_bar(self._stream, self._work)
+        if self._voice.wants_bar:
+            self._bar, self._task = _rich_bar(self._voice.stream, self._work)
             self._bar.start()
 
     def event(self, event: Event) -> None:
@@ -70,11 +70,10 @@ class Progress:
             self.say(f"{event.worker} was lost ({event.reason}); its cells go to others")
             return
         self._count(event)
-        line = self.line()
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._work - self._work_left, detail=line)
+            self._bar.update(self._task, completed=self._work - self._work_left, detail=self.line())
         elif time.monotonic() >= self._next_line or not self._work_left:
-            self._say_line(line)
+            self._say_line()
 
     def tick(self) -> None:
         """Show that time passes, and what the build waits for while no worker is ready."""
@@ -86,33 +85,52 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, detail=self.line())
         elif now >= self._next_quiet_line:
-            self._say_line(self.line())
+            self._say_line()
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar where there is one."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
-            print(text, file=self._stream, flush=True)
+            self._voice.say(text)
 
     def line(self) -> str:
         """The time left, cells by stage, rows a second, bytes and the time so far."""
-        elapsed_s = max(time.monotonic() - self._began, 1e-9)
+        elapsed_s, left_s = self._times()
         stages = "  ".join(f"{name} {self._done[name]}/{total}" for name, total in self._totals.items())
-        share = 1 - self._work_left / self._work if self._work else 1.0
-        left = f"{duration(elapsed_s * (1 - share) / share)} left" if share else "-"
+        left = "-" if left_s is None else f"{duration(left_s)} left"
         rate, written = f"{self.num_rows / elapsed_s:,.0f} rows/s", f"{size(self.written_bytes)} written"
         return f"{left}  {stages}  {rate}  {written}  after {duration(elapsed_s)}"
+
+    def record(self) -> dict[str, object]:
+        """The same for programs: seconds, rows/s, bytes, and cells done and in all by stage."""
+        elapsed_s, left_s = self._times()
+        return {
+            "stages": {name: {"done": self._done[name], "total": total} for name, total in self._totals.items()},
+            "elapsed_s": elapsed_s,
+            "left_s": left_s,
+            "rows_per_s": self.num_rows / elapsed_s,
+            "written_bytes": self.written_bytes,
+        }
 
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
 
-    def _say_line(self, line: str) -> None:
+    def _say_line(self) -> None:
         now = time.monotonic()
         self._next_line, self._next_quiet_line = now + LINE_EVERY_S, now + QUIET_LINE_EVERY_S
-        self.say(line)
+        if self._voice.as_json:
+            self._voice.event("progress", **self.record())
+        else:
+            self.say(self.line())
+
+    def _times(self) -> tuple[float, float | None]:
+        """Seconds so far, and those that are left by the work that is; None while nothing is known."""
+        elapsed_s = max(time.monotonic() - self._began, 1e-9)
+        share = 1 - self._work_left / self._work if self._work else 1.0
+        return elapsed_s, elapsed_s * (1 - share) / share if share else None
 
     def _count(self, report: CellReport) -> None:
         stage = STAGES[type(report.cell)]
@@ -124,11 +142,6 @@ class Progress:
         self.written_bytes += report.written_bytes
         self.seconds[stage] += report.compute_s
         self.seconds["transfer"] += report.transfer_s
-
-
-def say(text: str) -> None:
-    """A line before there is any progress to show."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _rich_bar(stream: TextIO, work: float) -> tuple[Any, Any]:
