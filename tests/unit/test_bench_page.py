@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tolserve.bench.page import BEGIN, END, PAGES, RESULTS, Figure, figures, render, updated
+from tolserve.bench.page import OTHERS, PAGES, RESULTS, Figure, figures, render, rewritten, updated
 
+BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 REPOSITORY = Path(__file__).parents[2]
 ABOUT = {
     "machine": {"cpu": "some", "cores": 2, "memory_bytes": 2**34, "device": "cpu", "kernel": "Linux 6"},
@@ -42,10 +43,32 @@ def test_only_what_stands_between_the_marks_changes() -> None:
         updated("words", "one")
 
 
+def test_other_libraries_stand_beside_ours_with_their_mode_or_the_reason(tmp_path: Path) -> None:
+    rows = {"warm_ms": {"ours": 0.5, "lance": None}, "cold_ms": {"ours": 2.25, "lance": None}}
+    rows |= {"warm_modes": {"ours": "preadv"}, "missing": {"lance": "no pylance"}}
+    svd = {"seconds": {"ours": 1.5}, "modes": {"ours": "Gram"}, "max_rel_error": {"ours": 3e-10}, "missing": {}}
+    (tmp_path / "rivals.json").write_text(json.dumps(result(results={"rows": rows, "svd": svd, "builds": None})))
+    page = f"{BEGIN}{END}<!-- rivals: begin --><!-- rivals: end -->"
+    text = rewritten(page, Path("benchmarks/README.md"), tmp_path)
+    assert "| ours | 0.5 | 2.25 | preadv |" in text and "| lance | - | - | no pylance |" in text
+    assert "| ours | 1.5 | 3.0e-10 | Gram |" in text and "build |" not in text
+
+
+def test_large_builds_are_told_by_case(tmp_path: Path) -> None:
+    case = {"wall_s": 90.0, "build_efficiency": 0.81, "worker_peak_bytes": 5e8, "band_weight_bytes": 1e8}
+    case |= {"table_bytes": 2e9, "killed_after_cells": 7, "resumed_cells": 6}
+    (tmp_path / "large_builds.json").write_text(json.dumps(result(results={"1b": case})))
+    page = f"{BEGIN}{END}<!-- large builds: begin --><!-- large builds: end -->"
+    text = rewritten(page, Path("benchmarks/README.md"), tmp_path)
+    assert "| 1b | 1.5 min | 0.81 | 500 MB | 100 MB | 2.00 GB | 6 |" in text
+
+
 def test_the_committed_pages_show_the_committed_results() -> None:
     tables = render(REPOSITORY / "benchmarks")
     assert all(f"[{name}]" in tables for name in RESULTS)
     for page in PAGES:
         text = (REPOSITORY / page).read_text()
-        local = tables if page.parent == Path() else tables.replace("](benchmarks/", "](")
-        assert updated(text, local) == text, f"{page} is behind its results: python -m tolserve.bench.page"
+        current = rewritten(text, page, REPOSITORY / "benchmarks")
+        assert current == text, f"{page} is behind its results: python -m tolserve.bench.page"
+    committed = [file for file, _ in OTHERS.values() if (REPOSITORY / "benchmarks" / file).exists()]
+    assert all(f"]({file})" in (REPOSITORY / "benchmarks/README.md").read_text() for file in committed)

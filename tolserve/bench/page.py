@@ -1,7 +1,7 @@
 """`python -m tolserve.bench.page`: put the committed results into the pages that show them.
 
-Reads benchmarks/*.json and rewrites what stands between the two figure marks of benchmarks/README.md and README.md. The
-words around them are written by hand.
+Reads benchmarks/*.json and rewrites what stands between the two figure marks of benchmarks/README.md and README.md, and
+between the marks of other results in the former. The words around them are written by hand.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tolbuild.bench.__main__ import ASKED
+from tolserve.bench import page_tables
 
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 PAGES = (Path("README.md"), Path("benchmarks/README.md"))
 SERVING = {
     "tcp_vs_socket_96k": "at most 1.5",
@@ -32,6 +33,11 @@ SERVING = {
     "gateway_ttft_overhead_ms": "at most 10",
 }
 """The keys of serving, nested ones with a dot, and what the project asks of each on a quiet machine."""
+OTHERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "rivals": ("rivals.json", page_tables.rivals),
+    "large builds": ("large_builds.json", page_tables.large_builds),
+}
+"""Results without bars, on the second page only: the name of the marks, the file, the tables."""
 RESULTS = {"build.json": ASKED, "rows.json": SERVING, "engine.json": SERVING}
 
 
@@ -98,27 +104,40 @@ def _origin(name: str, result: dict[str, Any]) -> str:
     )
 
 
-def updated(page: str, tables: str) -> str:
-    """The text of a page with `tables` between its marks.
+def updated(page: str, tables: str, name: str = "figures") -> str:
+    """The text of a page with `tables` between the marks of a name.
 
     Raises:
         ValueError: it has not one of each mark.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, begin, rest = page.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"no {BEGIN} ... {END} to put the figures between")
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+        raise ValueError(f"no {first} ... {last} to put the figures between")
+    return f"{before}{first}\n\n{tables}\n\n{last}{after}"
+
+
+def rewritten(text: str, page: Path, folder: Path) -> str:
+    """A page with all tables that belong there from the results under `folder`."""
+    tables = render(folder)
+    if page.parent == Path():
+        return updated(text, tables)
+    text = updated(text, tables.replace("](benchmarks/", "]("))
+    for name, (file, table) in OTHERS.items():
+        if (folder / file).exists():
+            result = json.loads((folder / file).read_text())
+            origin = _origin(file, result).replace("](benchmarks/", "](")
+            text = updated(text, f"{origin}\n\n{table(result)}", name)
+    return text
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Rewrite the pages; 1 with the reason where that cannot be."""
     argparse.ArgumentParser(prog="python -m tolserve.bench.page", description=__doc__).parse_args(arguments)
     try:
-        tables = render(Path("benchmarks"))
         for page in PAGES:
-            local = tables if page.parent == Path() else tables.replace("](benchmarks/", "](")
-            page.write_text(updated(page.read_text(), local))
+            page.write_text(rewritten(page.read_text(), page, Path("benchmarks")))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
