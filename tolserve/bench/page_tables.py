@@ -19,10 +19,9 @@ def large_builds(result: Mapping[str, Any]) -> str:
     rows.append("|---|---|---|---|---|---|---|")
     for name, one in result["results"].items():
         resumed = one["resumed_cells"] if one["killed_after_cells"] is not None else "-"
-        rows.append(
-            f"| {name} | {one['wall_s'] / 60:.1f} min | {one['build_efficiency']:.2f} "
-            f"| {_mb(one['worker_peak_bytes'])} | {_mb(one['band_weight_bytes'])} | {one['table_bytes'] / 1e9:.2f} GB | {resumed} |"
-        )
+        memory = f"{_mb(one['worker_peak_bytes'])} | {_mb(one['band_weight_bytes'])}"
+        time = f"{one['wall_s'] / 60:.1f} min | {one['build_efficiency']:.2f}"
+        rows.append(f"| {name} | {time} | {memory} | {one['table_bytes'] / 1e9:.2f} GB | {resumed} |")
     return "\n".join(rows)
 
 
