@@ -5,7 +5,8 @@ The TCP server and the in-process link both run this, so that they cannot differ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -33,6 +34,13 @@ class Answer(NamedTuple):
     pieces: Iterator[list[memoryview]]
 
 
+class Later(NamedTuple):
+    """Rows that are not here yet: when `done` is, `finish` gives the answer or raises why there is none."""
+
+    done: Future[None]
+    finish: Callable[[], Answer]
+
+
 class Responder(Protocol):
     """Answers requests; one object serves all connections of a thread."""
 
@@ -47,8 +55,8 @@ class Responder(Protocol):
             RefusedError: it holds another table.
         """
 
-    def rows(self, header: RequestHeader, ids: Ids32) -> Answer:
-        """The answer to a rows request. `ids` is valid until this returns.
+    def rows(self, header: RequestHeader, ids: Ids32) -> Answer | Later:
+        """The answer to a rows request, or when there will be one. `ids` is valid until this returns.
 
         Raises:
             RefusedError: with the status of the reason.
@@ -62,17 +70,25 @@ class Session:
     """Feeds requests of one connection to a responder, one after another.
 
     Usage: receive into `inbox()` and tell `received(count)`; send every piece that `piece()` gives before asking for
-    the next; when `closing` is set and `piece()` gives None, end the connection.
+    the next; when `closing` is set and `piece()` gives None, end the connection. While `waiting` is set there is
+    nothing to send and nothing to receive; `wake` is called, by any thread, when that may have changed.
     """
 
-    def __init__(self, responder: Responder) -> None:
+    def __init__(self, responder: Responder, wake: Callable[[], None] | None = None) -> None:
         self._responder = responder
+        self._wake = wake
+        self._later: tuple[int, Later] | None = None
         self._buffer = bytearray(REQUEST.size + 4 * responder.max_ids)
         self._view = memoryview(self._buffer)
         self._filled = 0
         self._head: bytes | None = None
         self._pieces: Iterator[list[memoryview]] | None = None
         self.closing = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an answer waits for its rows."""
+        return self._later is not None
 
     def inbox(self) -> memoryview:
         """Where to receive into; never empty while no answer is pending."""
@@ -84,10 +100,15 @@ class Session:
 
     def piece(self) -> list[bytes | memoryview]:
         """The next buffers to send, valid until the next call; none where nothing is to be sent before more comes."""
-        if self._pieces is None and self._filled < REQUEST.size:
+        resumed = self._later
+        if resumed is not None:
+            self._resume(*resumed)
+            if self._later is not None:
+                return []
+        elif self._pieces is None and self._filled < REQUEST.size:
             return []
         piece = self._next_piece()
-        if piece is None and not self.closing and self._filled >= REQUEST.size:
+        if piece is None and resumed is None and not self.closing and self._filled >= REQUEST.size:
             self._answer()
             piece = self._next_piece()
         head, self._head = self._head, None
@@ -120,12 +141,7 @@ class Session:
         end = REQUEST.size + 4 * header.num_ids
         if self._filled < end:
             return
-        try:
-            self._respond(header)
-        except RefusedError as error:
-            self._refuse(Status(error.status), header.request_id, str(error))
-        except (ToLError, OSError) as error:
-            self._refuse(Status.FAILED, header.request_id, str(error))
+        self._refusing(header.request_id, lambda: self._respond(header))
         if self._filled > end:
             self._buffer[: self._filled - end] = self._buffer[end : self._filled]
         self._filled -= end
@@ -137,8 +153,31 @@ class Session:
             return
         ids = np.frombuffer(self._buffer, np.uint32, header.num_ids, REQUEST.size)
         answer = self._responder.rows(header, ids)
-        self._head = pack_response(Status.OK, header.request_id, answer.length)
+        if isinstance(answer, Later):
+            self._later = header.request_id, answer
+            if self._wake is not None:
+                wake = self._wake
+                answer.done.add_done_callback(lambda _: wake())
+            return
+        self._open(header.request_id, answer)
+
+    def _open(self, request_id: int, answer: Answer) -> None:
+        self._head = pack_response(Status.OK, request_id, answer.length)
         self._pieces = answer.pieces
+
+    def _resume(self, request_id: int, later: Later) -> None:
+        if later.done.done():
+            self._later = None
+            self._refusing(request_id, lambda: self._open(request_id, later.finish()))
+
+    def _refusing(self, request_id: int, respond: Callable[[], None]) -> None:
+        """Answer by `respond`, or say why there is no answer."""
+        try:
+            respond()
+        except RefusedError as error:
+            self._refuse(Status(error.status), request_id, str(error))
+        except (ToLError, OSError) as error:
+            self._refuse(Status.FAILED, request_id, str(error))
 
     def _refuse(self, status: Status, request_id: int, message: str) -> None:
         text = message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode()
