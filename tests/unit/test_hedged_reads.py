@@ -87,7 +87,7 @@ def test_a_read_fails_with_its_last_try(make: Make) -> None:
     wait_until(lambda: read.num_begun == 2)
     read.gates[0].set()
     read.gates[1].set()
-    with pytest.raises(OSError, match="one|two"):
+    with pytest.raises(OSError, match=r"one|two"):
         future.result(TIMEOUT_S)
     assert counts(reads) == (1, 1, 0, 0, 1)
 

@@ -192,9 +192,10 @@ def test_many_clients_are_served_at_once(table: tuple[str, Made], spin_us: int, 
     url, made = table
     spec, rows = RowSpec.from_manifest(made.manifest), bytes_of(made)
     server = ServerConfig(spin_us=spin_us)
-    with node(url, "0/2", server=server) as first, node(
-        url, "1/2", keep=keep, cache_bytes=30 * spec.row_bytes, server=server
-    ) as second:
+    with (
+        node(url, "0/2", server=server) as first,
+        node(url, "1/2", keep=keep, cache_bytes=30 * spec.row_bytes, server=server) as second,
+    ):
 
         def read(seed: int) -> None:
             source = CachedSource(PartitionedClient(spec, [[first.address], [second.address]]))
