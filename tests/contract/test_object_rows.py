@@ -284,12 +284,12 @@ def test_a_client_that_leaves_while_its_rows_are_read_is_forgotten(s3_place: Pla
 
 @pytest.mark.parametrize("files", ["zarr", "parquet"])
 def test_reads_are_planned_by_shard_and_nearness(tmp_path: Path, files: str) -> None:
-    wide = table_spec(vocab_size=V, layers=((0, 1, 2),), dropped=(), width=8192, shard_rows=256, files=files)
+    wide = table_spec(vocab_size=300, layers=((0, 1, 2),), dropped=(), width=8192, shard_rows=256, files=files)
     write_table(open_store(tmp_path), wide)
     with open_table(tmp_path) as table:
         layout = table.manifest.bands[0].layout
         assert plan_row_reads({0: layout}, np.array([], np.int64)) == []
-        ids = np.random.default_rng(0).permutation(V)[:80]
+        ids = np.random.default_rng(0).permutation(300)[:80]
         reads = plan_row_reads({0: layout}, ids)
         assert sorted(np.concatenate([one.places for one in reads]).tolist()) == list(range(len(ids)))
         for one in reads:

@@ -1,4 +1,4 @@
-"""The same answers wherever rows lie and whatever is cached on the way, and a store that is down is an error in time."""
+"""The same answers wherever rows lie and whatever is cached on the way; a store that is down is an error in time."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ ROW_BYTES = 4 * 48 * 4
 
 PLACES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "store": ({"rows": "store", "cache_share": 0.0}, {"store", "host"}),
-    "store, every cache": ({"rows": "store", "cache_share": 0.1, "host_cache_bytes": 40 * ROW_BYTES}, {"store", "cache"}),
+    "store, every cache": ({"rows": "store", "host_cache_bytes": 40 * ROW_BYTES}, {"store", "cache"}),
     "store, no host cache": ({"rows": "store", "host_cache_bytes": 0, "pinned_bands": 1}, {"store", "cache"}),
     "nodes, host cache": ({"cache_share": 0.02, "host_cache_bytes": 100 * ROW_BYTES}, {"remote", "host", "cache"}),
     "nodes over the store": ({"keep": "store", "memory_nodes": 2, "node_cache_bytes": 30 * ROW_BYTES}, {"remote"}),

@@ -22,14 +22,25 @@ from tolserve.memory.spec import Ids, Rows
 from tolserve.memory.store import flat
 from tolserve.transport.session import Answer, Later
 
+_PIECE_BYTES = 256 << 10
+"""Bands are sent together up to this size, so that one of a few bytes is no call of its own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """A request: rows that were in the cache, and the others on their way. `places` says which of `ids` those are."""
+    """A request: rows that were in the cache, and others on their way.
 
-    ids: Ids
+    Attributes:
+        rows: uint8 [ids, row_bytes] by band, those that were in the cache in their places.
+        places: of the others in it; they are `missing[inverse]`.
+        missing: distinct ids that are on their way.
+        reads: that bring them; None where all were in the cache.
+    """
+
     rows: dict[int, Rows]
     places: NDArray[np.int64]
+    missing: Ids
+    inverse: NDArray[np.int64]
     reads: RowReads | None
 
 
@@ -69,26 +80,24 @@ class StoreBackedRows:
                 part = np.empty((len(here), out.shape[1]), np.uint8)
                 self.cache.copy(band, slots[here], part)
                 out[here] = part
-        reads = self._objects.start(np.unique(ids[places]), bands) if len(places) else None
-        return Begun(ids=ids, rows=rows, places=places, reads=reads)
+        missing, inverse = np.unique(ids[places], return_inverse=True)
+        reads = self._objects.start(missing, bands) if len(missing) else None
+        return Begun(rows=rows, places=places, missing=missing, inverse=inverse, reads=reads)
 
-    def finish(self, begun: Begun) -> dict[int, Rows]:
-        """All rows by band, uint8 [ids, row_bytes]; waits for those that are on their way, which are cached then.
+    def take(self, begun: Begun, band: int) -> Rows:
+        """All rows of a band, uint8 [ids, row_bytes]; waits for those that are on their way, which are cached then.
 
         Raises:
             StoreError: the store failed, or did not answer in time.
             TableCorruptError: a row is not what its checksum says.
         """
-        if begun.reads is None:
-            return begun.rows
-        ids, inverse = np.unique(begun.ids[begun.places], return_inverse=True)
-        fresh = {}
-        for band, out in begun.rows.items():
-            fresh[band] = np.empty((len(ids), out.shape[1]), np.uint8)
-            begun.reads.take(band, fresh[band])
-            out[begun.places] = fresh[band][inverse]
-        self.cache.put(ids, fresh, np.arange(len(ids)))
-        return begun.rows
+        out = begun.rows[band]
+        if begun.reads is not None:
+            fresh = np.empty((len(begun.missing), out.shape[1]), np.uint8)
+            begun.reads.take(band, fresh)
+            out[begun.places] = fresh[begun.inverse]
+            self.cache.put(begun.missing, {band: fresh}, np.arange(len(fresh)))
+        return out
 
     def stats(self) -> dict[str, Any]:
         """What the cache and the store were asked for, for metrics; any thread may ask."""
@@ -106,7 +115,7 @@ class StoreBackedRows:
 
     def gather(self, places: NDArray[np.int64], band: int, out: Rows) -> None:
         """See `RowStore.gather`; waits for the store where it must."""
-        out[:] = self.finish(self.begin(places, (band,)))[band]
+        out[:] = self.take(self.begin(places, (band,)), band)
 
     def views(self, places: NDArray[np.int64], band: int) -> list[memoryview] | None:
         """None: a row may leave the cache while it is sent; see `RowStore.views`."""
@@ -126,19 +135,26 @@ class StoreService(RowService):
 
     def _answer(self, ids: Ids, bands: tuple[int, ...], length: int) -> Answer | Later:
         begun = self._rows.begin(ids, bands)
+        reads = begun.reads
 
         def answer() -> Answer:
-            rows = self._rows.finish(begun)
+            if reads is not None:
+                reads.done.result()
             self._count(len(ids), length)
-            return Answer(length, _pieces(rows))
+            return Answer(length, self._bands(begun))
 
-        return answer() if begun.reads is None else Later(begun.reads.done, answer)
+        return answer() if reads is None else Later(reads.done, answer)
 
-
-def _pieces(rows: dict[int, Rows]) -> Iterator[list[memoryview]]:
-    """The first band by itself, since a step waits for it first; then the others."""
-    first, *others = [flat(part) for part in rows.values()]
-    if first:
-        yield [first]
-    if others and others[0]:
-        yield others
+    def _bands(self, begun: Begun) -> Iterator[list[memoryview]]:
+        """Band by band, so that other clients have their turn between; the first by itself, since a step waits for it
+        first.
+        """
+        ready: list[memoryview] = []
+        for number, band in enumerate(begun.rows):
+            ready.append(flat(self._rows.take(begun, band)))
+            size = sum(map(len, ready))
+            if size and (number == 0 or size >= _PIECE_BYTES):
+                yield ready
+                ready = []
+        if any(map(len, ready)):
+            yield ready
