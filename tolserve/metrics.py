@@ -90,7 +90,12 @@ _NODE_FIGURES: dict[str, tuple[type[_Family], str, str]] = {
     "tol_node_bytes": (CounterMetricFamily, "Bytes of rows that a memory node sent.", "num_bytes"),
     "tol_node_clients": (GaugeMetricFamily, "Connections to a memory node.", "num_clients"),
     "tol_node_cache_hits": (CounterMetricFamily, "Rows that a memory node had in its cache.", "cache_hits"),
-    "tol_node_cache_misses": (CounterMetricFamily, "Rows that it had to read from the store.", "cache_misses"),
+    "tol_node_cache_misses": (
+        CounterMetricFamily,
+        "Rows that a memory node did not have in its cache.",
+        "cache_misses",
+    ),
+    "tol_node_shared_reads": (CounterMetricFamily, "Rows among them that were being read already.", "shared_reads"),
     "tol_node_cache_rows": (GaugeMetricFamily, "Rows in a memory node's cache.", "cache_rows"),
     "tol_node_store_reads": (CounterMetricFamily, "Reads of the object store, hedges apart.", "store_reads"),
     "tol_node_store_bytes": (CounterMetricFamily, "Bytes of rows read from the object store.", "store_bytes"),

@@ -269,6 +269,25 @@ def test_a_node_whose_store_is_silent_says_so_and_serves_on(s3_place: Place) -> 
         link.close()
 
 
+def test_rows_that_are_being_read_are_not_read_again(s3_place: Place) -> None:
+    assert s3_place.proxy is not None
+    first, second = np.array([450, 7, 451]), np.array([20, 451, 450, 451])
+    with node(s3_place, reads=ReadConfig(deadline_s=TIMEOUT_S, hedge_quantile=0)) as serving:
+        held, deed = Held.make()
+        s3_place.proxy.on(deed, method="GET", path=s3_place.shard(450, 1))
+        links = [TcpTransport().connect(serving.address, TIMEOUT_S) for _ in range(2)]
+        links[0].send(s3_place.frame(1, first))
+        assert held.come.wait(TIMEOUT_S)
+        links[1].send(s3_place.frame(2, second))
+        wait_until(lambda: serving.figures()["store_reads"] == 6)
+        held.let.set()
+        for link, ids in zip(links, (first, second), strict=True):
+            assert read_answer(link)[1] == rows_payload(s3_place.rows, ids, BANDS)
+            link.close()
+        figures = serving.figures()
+        assert (figures["store_reads"], figures["shared_reads"], figures["cache_rows"]) == (6, 3, 4)
+
+
 def test_a_client_that_leaves_while_its_rows_are_read_is_forgotten(s3_place: Place) -> None:
     assert s3_place.proxy is not None
     with node(s3_place, reads=ReadConfig(deadline_s=TIMEOUT_S, hedge_quantile=0)) as serving:

@@ -6,9 +6,11 @@ is answered when its rows are there, in order on its connection, while the other
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,22 +28,36 @@ _PIECE_BYTES = 256 << 10
 """Bands are sent together up to this size, so that one of a few bytes is no call of its own."""
 
 
+@dataclass(kw_only=True, eq=False)
+class Reading:
+    """Distinct `ids` (ascending) on their way in `bands`, for whoever asks for them; `cached` are in the cache now."""
+
+    ids: Ids
+    bands: frozenset[int]
+    reads: RowReads
+    cached: set[int] = field(default_factory=set)
+
+    def find(self, ids: Ids) -> NDArray[np.int64]:
+        """Where `ids` are among its own; -1 for others."""
+        at = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        at[self.ids[at] != ids] = -1
+        return at
+
+
+class Part(NamedTuple):
+    """Rows of a request that a reading brings: those at `places` of the request are at `sources` of the reading."""
+
+    reading: Reading
+    places: NDArray[np.int64]
+    sources: NDArray[np.int64]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """A request: rows that were in the cache, and others on their way.
-
-    Attributes:
-        rows: uint8 [ids, row_bytes] by band, those that were in the cache in their places.
-        places: of the others in it; they are `missing[inverse]`.
-        missing: distinct ids that are on their way.
-        reads: that bring them; None where all were in the cache.
-    """
+    """A request: its rows, uint8 [ids, row_bytes] by band, of which those that were cached are there; `parts` come."""
 
     rows: dict[int, Rows]
-    places: NDArray[np.int64]
-    missing: Ids
-    inverse: NDArray[np.int64]
-    reads: RowReads | None
+    parts: list[Part]
 
 
 class StoreBackedRows:
@@ -63,7 +79,8 @@ class StoreBackedRows:
         self.partition = partition or Partition()
         self.cache = RamRows(objects.spec, cache_bytes=cache_bytes, policy=policy)
         self._objects = objects
-        self._num_hits = self._num_misses = 0
+        self._readings: list[Reading] = []
+        self._num_hits = self._num_misses = self._num_shared = 0
 
     def begin(self, ids: Ids, bands: tuple[int, ...]) -> Begun:
         """Copy what is in the cache and begin to read the rest; `ids` may repeat."""
@@ -80,9 +97,26 @@ class StoreBackedRows:
                 part = np.empty((len(here), out.shape[1]), np.uint8)
                 self.cache.copy(band, slots[here], part)
                 out[here] = part
-        missing, inverse = np.unique(ids[places], return_inverse=True)
-        reads = self._objects.start(missing, bands) if len(missing) else None
-        return Begun(rows=rows, places=places, missing=missing, inverse=inverse, reads=reads)
+        return Begun(rows=rows, parts=self._read(ids, places, bands))
+
+    def _read(self, ids: Ids, places: NDArray[np.int64], bands: tuple[int, ...]) -> list[Part]:
+        """Who brings `ids[places]`: readings that are under way, and one of the rest."""
+        self._readings = [one for one in self._readings if not one.reads.done.done()]
+        parts = []
+        for reading in self._readings:
+            if len(places) and reading.bands.issuperset(bands):
+                sources = reading.find(ids[places])
+                found = sources >= 0
+                if found.any():
+                    parts.append(Part(reading, places[found], sources[found]))
+                    places = places[~found]
+                    self._num_shared += len(parts[-1].places)
+        if len(places):
+            missing, sources = np.unique(ids[places], return_inverse=True)
+            reading = Reading(ids=missing, bands=frozenset(bands), reads=self._objects.start(missing, bands))
+            self._readings.append(reading)
+            parts.append(Part(reading, places, sources))
+        return parts
 
     def take(self, begun: Begun, band: int) -> Rows:
         """All rows of a band, uint8 [ids, row_bytes]; waits for those that are on their way, which are cached then.
@@ -92,11 +126,13 @@ class StoreBackedRows:
             TableCorruptError: a row is not what its checksum says.
         """
         out = begun.rows[band]
-        if begun.reads is not None:
-            fresh = np.empty((len(begun.missing), out.shape[1]), np.uint8)
-            begun.reads.take(band, fresh)
-            out[begun.places] = fresh[begun.inverse]
-            self.cache.put(begun.missing, {band: fresh}, np.arange(len(fresh)))
+        for reading, places, sources in begun.parts:
+            fresh = np.empty((len(reading.ids), out.shape[1]), np.uint8)
+            reading.reads.take(band, fresh)
+            out[places] = fresh[sources]
+            if band not in reading.cached:
+                reading.cached.add(band)
+                self.cache.put(reading.ids, {band: fresh}, np.arange(len(fresh)))
         return out
 
     def stats(self) -> dict[str, Any]:
@@ -105,6 +141,7 @@ class StoreBackedRows:
         return {
             "cache_hits": self._num_hits,
             "cache_misses": self._num_misses,
+            "shared_reads": self._num_shared,
             "cache_rows": self.cache.num_rows,
             **reads,
         }
@@ -135,15 +172,14 @@ class StoreService(RowService):
 
     def _answer(self, ids: Ids, bands: tuple[int, ...], length: int) -> Answer | Later:
         begun = self._rows.begin(ids, bands)
-        reads = begun.reads
 
         def answer() -> Answer:
-            if reads is not None:
-                reads.done.result()
+            for part in begun.parts:
+                part.reading.reads.done.result()
             self._count(len(ids), length)
             return Answer(length, self._bands(begun))
 
-        return answer() if reads is None else Later(reads.done, answer)
+        return Later(all_of([part.reading.reads.done for part in begun.parts]), answer) if begun.parts else answer()
 
     def _bands(self, begun: Begun) -> Iterator[list[memoryview]]:
         """Band by band, so that other clients have their turn between; the first by itself, since a step waits for it
@@ -158,3 +194,19 @@ class StoreService(RowService):
                 ready = []
         if any(map(len, ready)):
             yield ready
+
+
+def all_of(futures: Sequence[Future[None]]) -> Future[None]:
+    """Done when all are, whether they succeeded or not."""
+    if len(futures) == 1:
+        return futures[0]
+    done: Future[None] = Future()
+    left = itertools.count(len(futures) - 1, -1)  # counts in one step, from any thread
+
+    def count(_: Future[None]) -> None:
+        if next(left) == 0:
+            done.set_result(None)
+
+    for future in futures:
+        future.add_done_callback(count)
+    return done
