@@ -141,13 +141,15 @@ def test_reads_wait_for_a_free_thread_and_cancelled_ones_are_spared(make: Make) 
 
 
 def test_threads_that_hang_are_left_alone_when_closed() -> None:
-    threads, gate, ended = DaemonThreads(2, "test"), threading.Event(), threading.Event()
+    threads, begun, gate, ended = DaemonThreads(2, "test"), threading.Event(), threading.Event(), threading.Event()
 
     def hang() -> None:
+        begun.set()
         gate.wait(TIMEOUT_S)
         ended.set()
 
     threads.submit(hang)
+    assert begun.wait(TIMEOUT_S)
     assert not threads.close(0.01)
     threads.submit(ended.set)
     assert not ended.is_set()
