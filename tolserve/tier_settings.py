@@ -33,7 +33,7 @@ class TierSettings:
     store_reads: int = 32
     """Reads of the object store on their way at a time, for each node that reads it."""
     store_deadline_s: float = 5.0
-    """How long a fetch waits for the object store; then it has failed."""
+    """A fetch for which the object store has sent nothing for so long has failed."""
     hedge_quantile: float = 0.95
     """A read of the object store that takes longer than this share of the last ones is tried again; 0 never."""
     hedge_ms: float | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,14 +19,16 @@ from table_kit import Made, table_spec, write_table
 
 from tolbuild.table import Credentials, StoreError, TableCorruptError, open_store, open_table
 from tolserve.memory.cached import CachedSource
+from tolserve.memory.channel import read_exactly
 from tolserve.memory.client import ClientConfig, PartitionedClient
 from tolserve.memory.errors import NodesUnavailableError
 from tolserve.memory.hedge import ReadConfig
 from tolserve.memory.host_cache import HostCache
 from tolserve.memory.node import MemoryNode, NodeConfig
-from tolserve.memory.object_rows import ObjectFetcher, ObjectRows, open_object_rows, plan_row_reads
+from tolserve.memory.object_rows import ObjectFetcher, ObjectRows, open_object_rows
+from tolserve.memory.row_reads import plan_row_reads
 from tolserve.memory.spec import Ids, Rows, RowSpec
-from tolserve.transport.frames import Status
+from tolserve.transport.frames import RESPONSE, Status
 from tolserve.transport.tcp import TcpTransport
 
 V = 600
@@ -191,7 +194,9 @@ def test_a_store_that_is_silent_is_an_error_and_rows_come_when_it_is_back(s3_pla
     with source_of(s3_place, config=QUICK) as source:
         rule = s3_place.proxy.on(be_silent, method="GET HEAD", path="arrays/", times=ALWAYS)
         for _ in range(2):
-            with pytest.raises(StoreError, match=r"reads for the rows of 2 tokens were not answered within 0.6 s"):
+            with pytest.raises(
+                StoreError, match=r"4 of 4 reads .* of 2 tokens are missing, and nothing came for 0.6 s"
+            ):
                 read(source, s3_place, np.array([7, 300]))
         rule.times = 0
 
@@ -206,12 +211,12 @@ def test_a_store_that_is_silent_is_an_error_and_rows_come_when_it_is_back(s3_pla
 
 def test_a_row_that_is_not_what_its_checksum_says_is_refused(tmp_path: Path) -> None:
     place = Place(url=str(tmp_path), made=write_table(open_store(tmp_path), SPEC))
-    path = tmp_path / place.shard(200, 1)
-    layout = place.made.manifest.bands[1].layout
+    path = tmp_path / place.shard(200, 0)
+    layout = place.made.manifest.bands[0].layout
     shard = bytearray(path.read_bytes())
     shard[layout.data_start(1) + (200 - 128) * layout.row_bytes + 3] ^= 4
     path.write_bytes(shard)
-    with source_of(place) as source, pytest.raises(TableCorruptError, match=r"in band 1 .*token 200 first"):
+    with source_of(place) as source, pytest.raises(TableCorruptError, match=r"in band 0 .*token 200 first"):
         read(source, place, np.array([1, 200, 300]))
     with node(place) as serving:
         link = TcpTransport().connect(serving.address, TIMEOUT_S)
@@ -234,11 +239,14 @@ def test_a_slow_read_of_one_client_holds_up_no_other_and_order_is_kept(s3_place:
         assert held.come.wait(TIMEOUT_S)
         for number, ids in enumerate((warm, np.array([100, 101])), start=2):  # from the cache, and read meanwhile
             assert ask(other, s3_place.frame(number, ids))[1] == rows_payload(s3_place.rows, ids, BANDS)
+        first = rows_payload(s3_place.rows, cold, (0,))  # its other band is held
+        assert read_exactly(slow, RESPONSE.size + len(first), TIMEOUT_S)[RESPONSE.size :] == first
         assert slow.recv_into(memoryview(bytearray(1))) == 0
         held.let.set()
-        for number, ids in ((1, cold), (2, warm)):
-            header, payload = read_answer(slow)
-            assert header.request_id == number and payload == rows_payload(s3_place.rows, ids, BANDS)
+        second = rows_payload(s3_place.rows, cold, (1,))
+        assert read_exactly(slow, len(second), TIMEOUT_S) == second
+        header, payload = read_answer(slow)
+        assert header.request_id == 2 and payload == rows_payload(s3_place.rows, warm, BANDS)
         slow.close()
         other.close()
         wait_until(lambda: serving.num_clients == 0)
@@ -255,7 +263,7 @@ def test_a_node_whose_store_is_silent_says_so_and_serves_on(s3_place: Place) -> 
         link.send(s3_place.frame(3, warm))
         header, message = read_answer(link)
         assert (header.request_id, header.status) == (2, Status.FAILED)
-        assert b"not answered within 0.6 s: the store is slow or down" in message
+        assert b"nothing came for 0.6 s: the store is slow or down" in message
         assert read_answer(link)[1] == rows_payload(s3_place.rows, warm, BANDS)
         assert serving.figures()["refused"] == {"failed": 1}
         spec = RowSpec.from_manifest(s3_place.made.manifest)
@@ -267,6 +275,23 @@ def test_a_node_whose_store_is_silent_says_so_and_serves_on(s3_place: Place) -> 
         wait_until(lambda: ask(link, s3_place.frame(4, cold))[0].status == Status.OK)
         source.close()
         link.close()
+
+
+def test_a_fetch_lives_as_long_as_its_reads_are_answered(s3_place: Place) -> None:
+    assert s3_place.proxy is not None
+
+    def late(exchange: Exchange, request: Request) -> None:
+        time.sleep(0.35)
+        exchange.answer(*exchange.ask(request))
+
+    objects = s3_place.open(ReadConfig(num_reads=1, deadline_s=2.0, hedge_quantile=0))
+    first, behind = (CachedSource(ObjectFetcher(objects)) for _ in range(2))
+    s3_place.proxy.on(late, method="GET", path="arrays/", times=ALWAYS)
+    ids = np.array([1, 130, 260])
+    waiting = first.start(ids)
+    read(behind, s3_place, np.array([400]))
+    assert np.array_equal(first.wait(waiting, 1), s3_place.rows[1][ids])
+    objects.close()
 
 
 def test_rows_that_are_being_read_are_not_read_again(s3_place: Place) -> None:

@@ -32,7 +32,7 @@ class ReadConfig:
 
     Attributes:
         num_reads: reads on their way at a time; as many more may be hedges.
-        deadline_s: rows that have not come so long after they were asked for are an error.
+        deadline_s: rows for which the store has sent nothing for so long are an error.
         hedge_quantile: a read is tried a second time when it has taken longer than this share of the last 512; 0 hedges
             none.
         hedge_after_s: hedge after this time instead of the quantile's.

@@ -1,7 +1,7 @@
 """A memory node over the object store: a bounded cache in RAM, and reads of the rest that hold up nobody else.
 
 The node's thread answers at once what is in the cache. Other requests wait for their reads, which run in threads; each
-is answered when its rows are there, in order on its connection, while the other connections are served.
+is answered band by band as its rows come, in order on its connection, while the other connections are served.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tolserve.memory.object_rows import ObjectRows, RowReads
+from tolserve.memory.object_rows import ObjectRows
 from tolserve.memory.partition import Partition
 from tolserve.memory.policy import LRU
 from tolserve.memory.ram_rows import MakePolicy, RamRows
+from tolserve.memory.row_reads import RowReads
 from tolserve.memory.service import DEFAULT_MAX_IDS, RowService
 from tolserve.memory.spec import Ids, Rows
 from tolserve.memory.store import flat
@@ -58,6 +59,10 @@ class Begun:
 
     rows: dict[int, Rows]
     parts: list[Part]
+
+    def arrived(self, band: int) -> Future[None]:
+        """Done when the rows of `band` have come, or cannot come."""
+        return all_of([part.reading.reads.arrived[band] for part in self.parts])
 
 
 class StoreBackedRows:
@@ -175,18 +180,22 @@ class StoreService(RowService):
 
         def answer() -> Answer:
             for part in begun.parts:
-                part.reading.reads.done.result()
+                part.reading.reads.arrived[bands[0]].result()
             self._count(len(ids), length)
             return Answer(length, self._bands(begun))
 
-        return Later(all_of([part.reading.reads.done for part in begun.parts]), answer) if begun.parts else answer()
+        return Later(begun.arrived(bands[0]), answer) if begun.parts else answer()
 
-    def _bands(self, begun: Begun) -> Iterator[list[memoryview]]:
-        """Band by band, so that other clients have their turn between; the first by itself, since a step waits for it
-        first.
-        """
+    def _bands(self, begun: Begun) -> Iterator[list[memoryview] | Future[None]]:
+        """Band by band as they arrive; small ones that are here together, but for the first, which a step waits for."""
         ready: list[memoryview] = []
         for number, band in enumerate(begun.rows):
+            arrived = begun.arrived(band)
+            if not arrived.done():
+                if any(map(len, ready)):
+                    yield ready
+                    ready = []
+                yield arrived
             ready.append(flat(self._rows.take(begun, band)))
             size = sum(map(len, ready))
             if size and (number == 0 or size >= _PIECE_BYTES):
@@ -201,6 +210,8 @@ def all_of(futures: Sequence[Future[None]]) -> Future[None]:
     if len(futures) == 1:
         return futures[0]
     done: Future[None] = Future()
+    if not futures:
+        done.set_result(None)
     left = itertools.count(len(futures) - 1, -1)  # counts in one step, from any thread
 
     def count(_: Future[None]) -> None:

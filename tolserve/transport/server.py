@@ -73,7 +73,7 @@ class _Client:
         while budget > 0:
             if not self.pending:
                 self.pending = self.session.piece()
-            if self.session.waiting:
+            if self.session.waiting and not self.pending:
                 self.events = 0  # what the client sends meanwhile stays in the system's buffers
                 break
             moved = self._send() if self.pending else self._receive()

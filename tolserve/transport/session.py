@@ -28,10 +28,13 @@ from tolserve.transport.frames import (
 
 
 class Answer(NamedTuple):
-    """Rows being sent: `length` bytes in `pieces`, each some buffers that are valid until the next is asked for."""
+    """Rows being sent: `length` bytes in `pieces`, each some buffers that are valid until the next is asked for.
+
+    A future among them is not sent: the next piece is asked for when it is done.
+    """
 
     length: int
-    pieces: Iterator[list[memoryview]]
+    pieces: Iterator[list[memoryview] | Future[None]]
 
 
 class Later(NamedTuple):
@@ -71,24 +74,25 @@ class Session:
 
     Usage: receive into `inbox()` and tell `received(count)`; send every piece that `piece()` gives before asking for
     the next; when `closing` is set and `piece()` gives None, end the connection. While `waiting` is set there is
-    nothing to send and nothing to receive; `wake` is called, by any thread, when that may have changed.
+    nothing more to send and nothing to receive; `wake` is called, by any thread, when that may have changed.
     """
 
     def __init__(self, responder: Responder, wake: Callable[[], None] | None = None) -> None:
         self._responder = responder
         self._wake = wake
         self._later: tuple[int, Later] | None = None
+        self._future: Future[None] | None = None
         self._buffer = bytearray(REQUEST.size + 4 * responder.max_ids)
         self._view = memoryview(self._buffer)
         self._filled = 0
         self._head: bytes | None = None
-        self._pieces: Iterator[list[memoryview]] | None = None
+        self._pieces: Iterator[list[memoryview] | Future[None]] | None = None
         self.closing = False
 
     @property
     def waiting(self) -> bool:
         """Whether an answer waits for its rows."""
-        return self._later is not None
+        return self._future is not None
 
     def inbox(self) -> memoryview:
         """Where to receive into; never empty while no answer is pending."""
@@ -100,11 +104,14 @@ class Session:
 
     def piece(self) -> list[bytes | memoryview]:
         """The next buffers to send, valid until the next call; none where nothing is to be sent before more comes."""
-        resumed = self._later
-        if resumed is not None:
-            self._resume(*resumed)
-            if self._later is not None:
+        if self._future is not None:
+            if not self._future.done():
                 return []
+            self._future = None
+        resumed, self._later = self._later, None
+        if resumed is not None:
+            request_id, later = resumed
+            self._refusing(request_id, lambda: self._open(request_id, later.finish()))
         elif self._pieces is None and self._filled < REQUEST.size:
             return []
         piece = self._next_piece()
@@ -123,6 +130,9 @@ class Session:
         except (ToLError, OSError):
             self.closing = True
             piece = None
+        if isinstance(piece, Future):
+            self._wait_for(piece)
+            return []
         if piece is None:
             self._pieces = None
         return piece
@@ -155,9 +165,7 @@ class Session:
         answer = self._responder.rows(header, ids)
         if isinstance(answer, Later):
             self._later = header.request_id, answer
-            if self._wake is not None:
-                wake = self._wake
-                answer.done.add_done_callback(lambda _: wake())
+            self._wait_for(answer.done)
             return
         self._open(header.request_id, answer)
 
@@ -165,10 +173,11 @@ class Session:
         self._head = pack_response(Status.OK, request_id, answer.length)
         self._pieces = answer.pieces
 
-    def _resume(self, request_id: int, later: Later) -> None:
-        if later.done.done():
-            self._later = None
-            self._refusing(request_id, lambda: self._open(request_id, later.finish()))
+    def _wait_for(self, future: Future[None]) -> None:
+        self._future = future
+        if self._wake is not None:
+            wake = self._wake
+            future.add_done_callback(lambda _: wake())
 
     def _refusing(self, request_id: int, respond: Callable[[], None]) -> None:
         """Answer by `respond`, or say why there is no answer."""
