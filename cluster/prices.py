@@ -22,7 +22,8 @@ from tolserve.engine.engine import Engine
 from tolserve.engine.load import build_engine
 from tolserve.engine.request import SamplingParams
 from tolserve.on_ray import launch
-from tolserve.replica import Addresses, Rows, engine_config, open_rows
+from tolserve.replica import Rows, engine_config, open_rows
+from tolserve.row_tiers import Addresses
 from tolserve.serve_config import ServeConfig
 
 PROMPTS = (

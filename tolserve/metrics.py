@@ -50,6 +50,7 @@ _GAUGES: dict[str, tuple[str, _Read]] = {
         lambda s: 1.0 - s["num_free_blocks"] / s["num_blocks"],
     ),
     "tol_row_nodes_connected": ("Memory nodes that can be asked.", lambda s: s["client"]["num_connected"]),
+    "tol_host_cache_rows": ("Rows in an attention node's cache in host memory.", lambda s: s["host"]["num_rows"]),
 }
 
 _COUNTERS: dict[str, tuple[str, _Read]] = {
@@ -71,6 +72,13 @@ _COUNTERS: dict[str, tuple[str, _Read]] = {
     ),
     "tol_row_ejections": ("Memory nodes given up as lost or silent.", lambda s: s["client"]["num_ejections"]),
     "tol_row_connections": ("Connections made to memory nodes.", lambda s: s["client"]["num_connections"]),
+    "tol_store_reads": ("Reads of the object store, hedges apart.", lambda s: s["store"]["num_reads"]),
+    "tol_store_bytes": ("Bytes of rows read from the object store.", lambda s: s["store"]["num_bytes"]),
+    "tol_store_hedges": ("Slow reads of the object store tried again.", lambda s: s["store"]["num_hedges"]),
+    "tol_store_hedges_won": ("Second tries that came first.", lambda s: s["store"]["num_hedges_won"]),
+    "tol_store_hedges_lost": ("Second tries that came second.", lambda s: s["store"]["num_hedges_lost"]),
+    "tol_store_failures": ("Reads of which no try succeeded.", lambda s: s["store"]["num_failed"]),
+    "tol_store_late": ("Fetches given up at the deadline.", lambda s: s["store"]["num_late"]),
     "tol_rows_verified": ("Served rows compared with the checkpoint.", lambda s: s["rows_verified"]),
     "tol_row_mismatches": ("Served rows beyond the table's stated error.", lambda s: s["row_mismatches"]),
 }
@@ -81,7 +89,25 @@ _NODE_FIGURES: dict[str, tuple[type[_Family], str, str]] = {
     "tol_node_rows": (CounterMetricFamily, "Rows that a memory node sent.", "num_rows"),
     "tol_node_bytes": (CounterMetricFamily, "Bytes of rows that a memory node sent.", "num_bytes"),
     "tol_node_clients": (GaugeMetricFamily, "Connections to a memory node.", "num_clients"),
+    "tol_node_cache_hits": (CounterMetricFamily, "Rows that a memory node had in its cache.", "cache_hits"),
+    "tol_node_cache_misses": (
+        CounterMetricFamily,
+        "Rows that a memory node did not have in its cache.",
+        "cache_misses",
+    ),
+    "tol_node_shared_reads": (CounterMetricFamily, "Rows among them that were being read already.", "shared_reads"),
+    "tol_node_cache_rows": (GaugeMetricFamily, "Rows in a memory node's cache.", "cache_rows"),
+    "tol_node_store_reads": (CounterMetricFamily, "Reads of the object store, hedges apart.", "store_reads"),
+    "tol_node_store_bytes": (CounterMetricFamily, "Bytes of rows read from the object store.", "store_bytes"),
+    "tol_node_store_hedges": (CounterMetricFamily, "Slow reads tried again.", "store_hedges"),
+    "tol_node_store_hedges_won": (CounterMetricFamily, "Second tries that came first.", "store_hedges_won"),
+    "tol_node_store_hedges_lost": (CounterMetricFamily, "Second tries that came second.", "store_hedges_lost"),
+    "tol_node_store_failures": (CounterMetricFamily, "Reads of which no try succeeded.", "store_failed"),
+    "tol_node_store_late": (CounterMetricFamily, "Requests given up at the deadline.", "store_late"),
+    "tol_node_disk_bytes": (CounterMetricFamily, "Bytes that a mapping node's process read from disk.", "disk_bytes"),
+    "tol_node_page_faults": (CounterMetricFamily, "Page faults of it that waited for the disk.", "page_faults"),
 }
+"""A node has those of its own tiers."""
 
 
 class _NodeCollector:
@@ -98,7 +124,8 @@ class _NodeCollector:
         for name, (family, text, key) in _NODE_FIGURES.items():
             metric = family(name, text, labels=labels)
             for values, figures in nodes:
-                metric.add_metric(values, figures[key])
+                if key in figures:
+                    metric.add_metric(values, figures[key])
             yield metric
         refused = CounterMetricFamily("tol_node_refusals", "Requests refused, by status.", labels=[*labels, "status"])
         for values, figures in nodes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +16,6 @@ from tolserve.engine.load import build_engine
 from tolserve.link.server import LinkServer
 from tolserve.memory.arena import Arena
 from tolserve.memory.cached import CachedSource, arena_slots, slots_for
-from tolserve.memory.client import ClientConfig, PartitionedClient
 from tolserve.memory.counts import read_counts
 from tolserve.memory.device_table import DeviceTable
 from tolserve.memory.loading import TableStore
@@ -25,6 +23,7 @@ from tolserve.memory.local import StoreFetcher
 from tolserve.memory.policy import LRU, CachePolicy, StaticByFrequency
 from tolserve.memory.source import RowFetcher, RowSource
 from tolserve.memory.spec import RowSpec
+from tolserve.row_tiers import Addresses, Tiers, open_tiers
 from tolserve.serve_config import ServeConfig, max_model_len
 
 _log = logging.getLogger(__name__)
@@ -34,9 +33,6 @@ BLOCK_SIZE = 32
 
 VERIFY_EVERY = 8
 """Steps from one compared row to the next."""
-
-Addresses = list[list[tuple[str, int]]]
-"""For each partition, where its memory nodes listen."""
 
 
 def engine_config(config: ServeConfig, shape: ModelConfig) -> EngineConfig:
@@ -64,16 +60,17 @@ class Rows:
     Attributes:
         source: None for a model that has none, or to compute them from the checkpoint.
         table: the open table that they are of.
-        client: the client of the memory nodes, where there are any.
+        tiers: where rows come from that the engine's cache does not have.
     """
 
     source: RowSource | None = None
     table: Table | None = None
-    client: PartitionedClient | None = None
+    tiers: Tiers | None = None
 
 
 def open_rows(config: ServeConfig, shape: ModelConfig, version: int | None, addresses: Addresses) -> Rows:
-    """The rows of `config`: none, on this node, or on the memory nodes at `addresses` behind a cache that is warm.
+    """The rows of `config`: none, on this node, or behind a cache that is warm, from the memory nodes at `addresses` or
+    the table's place.
 
     Raises:
         ValueError: the counts of the cache do not fit the table.
@@ -81,17 +78,17 @@ def open_rows(config: ServeConfig, shape: ModelConfig, version: int | None, addr
     """
     if config.table is None:
         return Rows()
-    table = open_table(config.table, version=version)
+    from_store = config.rows == "store"
+    table = open_table(config.table, version=version, wait_s=config.store_deadline_s if from_store else None)
     spec = RowSpec.from_manifest(table.manifest)
-    if config.num_partitions == 0:
+    if config.num_partitions == 0 and not from_store:
         with_reader = CachedSource(StoreFetcher(TableStore(table)))
         return Rows(source=DeviceTable.load(with_reader, device=config.device), table=table)
-    client = PartitionedClient(spec, addresses, ClientConfig(deadline_s=config.deadline_s, first_node=os.getpid()))
-    client.wait_connected(config.deadline_s)
     requested = requested_bands(spec, engine_config(config, shape))
-    source = cached(config, spec, client, requested)
+    tiers = open_tiers(config, table, addresses, requested or None)
+    source = cached(config, spec, tiers.fetcher, requested)
     _log.info("the row cache starts with %d of %d rows", source.warm(), source.num_slots)
-    return Rows(source=source, table=table, client=client)
+    return Rows(source=source, table=table, tiers=tiers)
 
 
 def cached(config: ServeConfig, spec: RowSpec, fetcher: RowFetcher, requested: tuple[int, ...]) -> CachedSource:
@@ -154,7 +151,7 @@ class AttentionReplica:
             config.checkpoint, self._rows.source, engine_config(config, shape), table=self._rows.table
         )
         hello = {"model": config.name, "version": version}
-        self._link = LinkServer(engine, host=host, hello=hello, more_stats=self._client_stats)
+        self._link = LinkServer(engine, host=host, hello=hello, more_stats=self._row_stats)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -169,13 +166,14 @@ class AttentionReplica:
     def update_addresses(self, addresses: Sequence[Sequence[tuple[str, int]]]) -> None:
         """Use these memory nodes from now on."""
         new = [[(str(host), int(port)) for host, port in nodes] for nodes in addresses]
-        if self._rows.client is not None and new != self._known:
+        client = None if self._rows.tiers is None else self._rows.tiers.client
+        if client is not None and new != self._known:
             _log.info("memory nodes are now at %s", new)
-            self._rows.client.update_addresses(new)
+            client.update_addresses(new)
             self._known = new
 
-    def _client_stats(self) -> dict[str, Any]:
-        return {} if self._rows.client is None else {"client": self._rows.client.stats()}
+    def _row_stats(self) -> dict[str, Any]:
+        return {} if self._rows.tiers is None else self._rows.tiers.stats()
 
     def stop(self) -> None:
         """End the link and the engine, and give the rows back."""

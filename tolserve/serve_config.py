@@ -14,13 +14,15 @@ from pydantic import TypeAdapter, ValidationError
 from tolbuild.config import ModelConfig
 from tolserve.memory.node import check_mappable
 from tolserve.openai_api.prompts import ModelInfo
+from tolserve.tier_settings import TierSettings, option
 
-_OF_MEMORY_NODES = {"replication", "keep", "cache_bytes", "cache_share", "cache_policy", "cache_counts"}
-"""Settings that say nothing where every attention node holds all rows."""
+_OF_CACHES = {"cache_bytes", "cache_share", "cache_policy", "cache_counts", "host_cache_bytes"}
+_OF_MEMORY_NODES = {"replication", "keep"}
+"""Settings that say nothing where there is no cache, or no memory node."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig:
+class ServeConfig(TierSettings):
     """One endpoint: the model, where its rows lie, how much of it runs, what a request may ask.
 
     Raises:
@@ -85,8 +87,6 @@ class ServeConfig:
     """Generations that may wait beyond those in the batches; more are answered with 429."""
     deadline_s: float = 30.0
     """How long a request waits for a node that is down before it is answered with 503."""
-    keep: Literal["ram", "mapped"] = "ram"
-    """Memory nodes load their rows into RAM, or map the files of a table on their own machine."""
 
     def __post_init__(self) -> None:
         least = {
@@ -104,7 +104,7 @@ class ServeConfig:
         }
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
-                raise ValueError(f"{_option(name)} is {getattr(self, name)}; it must be at least {bound}")
+                raise ValueError(f"{option(name)} is {getattr(self, name)}; it must be at least {bound}")
         if not self.checkpoint.strip():
             raise ValueError("--checkpoint is empty; give a path or a URL")
         if not self.deadline_s > 0:
@@ -119,6 +119,7 @@ class ServeConfig:
             raise ValueError("--cache-policy frequency keeps the most frequent tokens: give --cache-counts")
         self._check_key()
         self._check_table()
+        self.check_tiers(self.deadline_s)
 
     def _check_key(self) -> None:
         if self.api_key is not None and self.api_key_file is not None:
@@ -136,11 +137,13 @@ class ServeConfig:
             if self.keep == "mapped":
                 check_mappable(str(self.table))
             return
+        if self.rows == "store" and self.table is not None:
+            if self.memory_nodes > 1:
+                raise ValueError(f"--memory-nodes is {self.memory_nodes} with --rows store, which has none")
+            self.refuse(_OF_MEMORY_NODES, "with --rows store, which has no memory nodes")
+            return
         cause = "without --table: give its URL" if self.table is None else "with --memory-nodes 0: give 1 or more"
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name in _OF_MEMORY_NODES and value != one.default:
-                raise ValueError(f"{_option(one.name)} is {value} {cause}")
+        self.refuse(_OF_MEMORY_NODES | _OF_CACHES | {"rows"}, cause)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ServeConfig:
@@ -169,8 +172,8 @@ class ServeConfig:
 
     @property
     def num_partitions(self) -> int:
-        """Partitions on memory nodes; 0 where the rows are on the attention nodes."""
-        return 0 if self.table is None else self.memory_nodes
+        """Partitions on memory nodes; 0 where attention nodes have the rows or read them themselves."""
+        return 0 if self.table is None or self.rows == "store" else self.memory_nodes
 
     @property
     def max_open(self) -> int:
@@ -230,7 +233,3 @@ def model_info(config: ServeConfig, shape: ModelConfig) -> ModelInfo:
         start_token_id=start,
         created=int(time.time()),
     )
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -18,6 +18,7 @@ from tolserve.memory.client import ClientConfig, PartitionedClient
 from tolserve.memory.device import DeviceArena
 from tolserve.memory.device_table import DeviceTable
 from tolserve.memory.errors import StagingFullError
+from tolserve.memory.host_cache import HostCache
 from tolserve.memory.local import StoreFetcher
 from tolserve.memory.partition import Partition
 from tolserve.memory.policy import LRU, CachePolicy, StaticByFrequency
@@ -47,9 +48,11 @@ class Case:
     policy: str = "no cache"
     max_ids: int = 1000
     device_arena: bool = False
+    host_rows: int = 0
 
     def __str__(self) -> str:
         rest = f"{' in parts' * (self.max_ids < 1000)}{' on a device' * self.device_arena}"
+        rest += " behind a host cache" * (self.host_rows > 0)
         return f"{self.origin} {self.nodes} {self.policy}{rest}"
 
 
@@ -61,6 +64,9 @@ CACHED = [
     Case("tcp", 1, max_ids=7),
     Case("in-process", 2, "lru", max_ids=7),
     Case("tcp", 2, "lru", device_arena=True),
+    Case("store", policy="static", host_rows=45),
+    Case("tcp", 2, "lru", host_rows=45),
+    Case("tcp", 2, "lru", device_arena=True, host_rows=45),
 ]
 
 
@@ -85,6 +91,8 @@ def cached_source(case: Case) -> Iterator[CachedSource]:
     device = torch.device("cpu")
     arena = DeviceArena(SPEC, num_staging=NUM_STAGING, slots=slots, device=device) if case.device_arena else None
     with fetcher(case) as made:
+        if case.host_rows:
+            made = HostCache(made, cache_bytes=case.host_rows * SPEC.row_bytes)
         source = CachedSource(made, num_slots=num_slots, policy=policy, num_staging=NUM_STAGING, arena=arena)
         yield source
         source.close()

@@ -66,7 +66,7 @@ def owned(partition: str) -> Ids:
     return np.flatnonzero(Partition.parse(partition).owns(np.arange(V)))
 
 
-@pytest.mark.parametrize("keep", ["ram", "mapped"])
+@pytest.mark.parametrize("keep", ["ram", "mapped", "store"])
 @pytest.mark.parametrize("partition", ["0/1", "0/2", "1/2", "1/3", "4/5"])
 def test_a_node_serves_the_tables_bytes_of_its_blocks(table: tuple[str, Made], keep: str, partition: str) -> None:
     url, made = table
@@ -187,12 +187,15 @@ def test_a_node_that_maps_its_table_reads_the_files_by_memory_maps(
             link.close()
 
 
-@pytest.mark.parametrize("spin_us", [0, 50])
-def test_many_clients_are_served_at_once(table: tuple[str, Made], spin_us: int) -> None:
+@pytest.mark.parametrize(("spin_us", "keep"), [(0, "mapped"), (50, "mapped"), (0, "store"), (50, "store")])
+def test_many_clients_are_served_at_once(table: tuple[str, Made], spin_us: int, keep: str) -> None:
     url, made = table
     spec, rows = RowSpec.from_manifest(made.manifest), bytes_of(made)
     server = ServerConfig(spin_us=spin_us)
-    with node(url, "0/2", server=server) as first, node(url, "1/2", keep="mapped", server=server) as second:
+    with (
+        node(url, "0/2", server=server) as first,
+        node(url, "1/2", keep=keep, cache_bytes=30 * spec.row_bytes, server=server) as second,
+    ):
 
         def read(seed: int) -> None:
             source = CachedSource(PartitionedClient(spec, [[first.address], [second.address]]))

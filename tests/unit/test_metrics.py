@@ -86,3 +86,17 @@ def test_a_node_counts_what_it_sends_and_refuses() -> None:
     assert served.refused == {"bad_ids": 1, "wrong_identity": 1, "too_many_ids": 1}
     link.close()
     net.close()
+
+
+def test_the_tiers_of_engines_and_nodes_are_shown() -> None:
+    store = {"num_reads": 9, "num_bytes": 900, "num_hedges": 3, "num_hedges_won": 2, "num_hedges_lost": 1}
+    engine = {"store": {**store, "num_failed": 0, "num_late": 1}, "host": {"num_rows": 7}}
+    node = {"cache_hits": 5, "cache_misses": 6, "store_reads": 4, "store_hedges": 2, "store_hedges_won": 1}
+    figures = {"num_requests": 3, "num_rows": 40, "num_bytes": 5000, "num_clients": 2, "refused": {}, **node}
+    shown = samples(Metrics("m", lambda: {"a": engine}, lambda: [member("a", 7001, figures)]))
+    expected = {"reads": 9, "bytes": 900, "hedges": 3, "hedges_won": 2, "hedges_lost": 1, "failures": 0, "late": 1}
+    assert {name: shown[f"tol_store_{name}_total", "a"] for name in expected} == expected
+    assert shown["tol_host_cache_rows", "a"] == 7
+    for name, count in node.items():
+        assert shown[f"tol_node_{name}_total", "10.0.0.1:7001", "1"] == count
+    assert ("tol_node_disk_bytes_total", "10.0.0.1:7001", "1") not in shown

@@ -152,3 +152,12 @@ def _modified(info: dict[str, Any]) -> float:
     """Unix time of an object's last change; 0 where the filesystem does not say."""
     when = info.get("created", 0.0)
     return when.timestamp() if isinstance(when, datetime) else float(when)
+
+
+def http_timeout(wait_s: float) -> dict[str, Any]:
+    """Options of a store at http(s):// that waits so long for a connection and for the next byte."""
+    try:
+        import aiohttp
+    except ImportError:  # fsspec says so, and what to do about it
+        return {}
+    return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, connect=wait_s, sock_read=wait_s)}}

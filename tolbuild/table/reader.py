@@ -32,6 +32,7 @@ def open_table(
     credentials: Credentials | None = None,
     access: How = "auto",
     check_rows: bool = True,
+    wait_s: float | None = None,
 ) -> Table:
     """Open a published version of a table for reading.
 
@@ -41,6 +42,7 @@ def open_table(
         credentials: for s3://; None takes them from the environment.
         access: "mmap" and "pread" for files of this machine, "range" for any store; "auto" chooses.
         check_rows: whether every row that is read is compared with its own checksum.
+        wait_s: see `open_store`.
 
     Raises:
         ValueError: a URL or an access that there is none of.
@@ -48,7 +50,7 @@ def open_table(
         TableCorruptError, FormatError: manifest or row checksums are damaged, or of another format.
         StoreError: the place cannot be reached.
     """
-    store = open_store(url, credentials)
+    store = open_store(url, credentials, wait_s=wait_s)
     try:
         return Table(store, read_manifest(store, version), access=access, check_rows=check_rows)
     except BaseException:

@@ -108,12 +108,14 @@ class Store(Protocol):
         """Give back descriptors and connections."""
 
 
-def open_store(url: str | Path, credentials: Credentials | None = None) -> Store:
+def open_store(url: str | Path, credentials: Credentials | None = None, *, wait_s: float | None = None) -> Store:
     """The store of a URL; nothing is read or made yet.
 
     Args:
         url: a path, file://, s3://bucket/prefix, memory://name, or what else fsspec reads.
         credentials: for s3://; None takes them from the environment.
+        wait_s: how long a remote store is waited for before a read is tried again, and how long it is tried; None
+            leaves that to the store. A caller that waits no longer itself is rid of its reads soon after.
 
     Raises:
         ValueError: the URL is empty or its scheme is unknown.
@@ -133,11 +135,14 @@ def open_store(url: str | Path, credentials: Credentials | None = None) -> Store
         path = unquote(parts.path) if parts.scheme == "file" else text
         return LocalStore(Path(path).absolute())
     if parts.scheme == "s3":
-        from tolbuild.table.s3_store import S3Store
+        from tolbuild.table.s3_store import Patience, S3Store
 
-        return S3Store(text, credentials or Credentials.from_environment())
-    from tolbuild.table.fsspec_store import FsspecStore
+        patience = None if wait_s is None else Patience(connect_s=wait_s, silence_s=wait_s, retry_s=wait_s)
+        return S3Store(text, credentials or Credentials.from_environment(), patience)
+    from tolbuild.table.fsspec_store import FsspecStore, http_timeout
 
+    if parts.scheme in ("http", "https") and wait_s is not None:
+        return FsspecStore(text, **http_timeout(wait_s))
     return FsspecStore(text)
 
 

@@ -13,8 +13,8 @@ class MemoryBill:
         rows_needed: rows asked for, an id as often as it occurs.
         rows_unique: distinct ones among them.
         hits_by_tier: rows asked for by where they were found: "device", "cache", "flight" (already being fetched),
-            "table", "remote".
-        bytes_moved: bytes that were received or read for it.
+            "host", "table", "remote", "store".
+        bytes_moved: bytes that were received or read for it; those of rows in the host's memory are not among them.
         fetch_ms: from the request until its user took the last band, which may have come long before.
         stall_ms: time that its user waited in `arrive` or `wait`.
     """

@@ -13,7 +13,7 @@ from tolserve.memory.arena import Arena, HostArena, StagingRows
 from tolserve.memory.bill import MemoryBill
 from tolserve.memory.errors import StagingFullError
 from tolserve.memory.policy import CachePolicy
-from tolserve.memory.source import RowFetcher
+from tolserve.memory.source import RowFetcher, Tally, TieredFetcher
 from tolserve.memory.spec import Ids, Index, RowSpec
 
 DEFAULT_STAGING_ROWS = 8192
@@ -102,6 +102,7 @@ class CachedSource:
         self.num_staging = num_staging
         self._bands = spec.choose(bands)
         self._fetcher = fetcher
+        self._tiered = fetcher if isinstance(fetcher, TieredFetcher) else None
         self._policy = policy
         self._arena = arena or HostArena(spec, num_staging=num_staging, slots=arena_slots(self._bands, num_slots))
         self._staging = StagingRows(num_staging)
@@ -153,14 +154,16 @@ class CachedSource:
         if num_missing == 0:
             handle = CachedHandle(index=rows, stretches=[], slots=None, hits_by_tier={}, bytes_moved=0, began=began)
         else:
-            stretch = self._fetch(token_ids if num_missing == count else token_ids[missing], wanted, shared=whole)
+            wanted_ids = token_ids if num_missing == count else token_ids[missing]
+            stretch = self._fetch(wanted_ids, wanted, shared=whole)
+            tally = self._tally(stretch, wanted_ids)
             self._place(rows, missing, token_ids, stretch)
             handle = CachedHandle(
                 index=rows,
                 stretches=[stretch],
                 slots=None,
-                hits_by_tier={self._fetcher.tier: num_missing},
-                bytes_moved=stretch.num_bytes,
+                hits_by_tier=tally.hits_by_tier,
+                bytes_moved=tally.num_bytes,
                 began=began,
             )
         if num_missing < count:
@@ -213,6 +216,11 @@ class CachedSource:
         rows = np.arange(start, stop) if fetch.order is None else fetch.order + start
         num_bytes = count * sum([self._row_bytes[band] for band in bands])
         return _Stretch(start=start, ids=ids, rows=rows, bands=bands, fetch=fetch, shared=shared, num_bytes=num_bytes)
+
+    def _tally(self, stretch: _Stretch, token_ids: Ids) -> Tally:
+        if self._tiered is None:
+            return Tally({self._fetcher.tier: len(token_ids)}, stretch.num_bytes)
+        return self._tiered.tally(stretch.fetch, token_ids)
 
     def _place(self, rows: Index, missing: Ids, token_ids: Ids, stretch: _Stretch) -> None:
         """Tell where the missing rows come to lie, in `rows` and, if they are shared, for later requests."""

@@ -9,23 +9,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import resource
 import signal
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
 from tolbuild.table.errors import ToLError
+from tolserve.memory.hedge import ReadConfig
 from tolserve.memory.loading import TableStore, load_partition
+from tolserve.memory.object_rows import open_object_rows
 from tolserve.memory.partition import Partition
 from tolserve.memory.service import DEFAULT_MAX_IDS, RowService
 from tolserve.memory.store import RowStore
+from tolserve.memory.store_node import StoreBackedRows, StoreService
 from tolserve.transport.link import Address
 from tolserve.transport.server import RowServer, ServerConfig
 
-_KEEP_HELP = "ram: load and check all rows at the start; mapped: map the files of a local table (default ram)"
+KEEPS = ("ram", "mapped", "store")
+_KEEP_HELP = (
+    "ram: load and check all rows at the start; mapped: map the files of a local table; "
+    "store: read rows from the table's place when they are asked for (default ram)"
+)
+_HEDGE_HELP = "try a read again that takes longer than this share of the last 512; 0 never (default 0.95)"
+DEFAULT_CACHE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +48,9 @@ class NodeConfig:
         partition: the blocks that it holds.
         version: of the table; None is the latest when the node starts.
         keep: "ram" loads and checks every row; "mapped" maps the files of a local table, so that the system's page
-            cache holds what is asked for, and checks rows as they are read.
+            cache holds what is asked for, and checks rows as they are read; "store" reads rows from where the table is
+            when they are asked for, behind a cache of `cache_bytes`.
+        cache_bytes, reads: of a node that keeps "store": bytes of its cache in RAM, and how it reads.
         max_ids: most ids in one request.
         server: where and how it listens.
 
@@ -49,12 +62,16 @@ class NodeConfig:
     partition: Partition = field(default_factory=Partition)
     version: int | None = None
     keep: str = "ram"
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+    reads: ReadConfig = field(default_factory=ReadConfig)
     max_ids: int = DEFAULT_MAX_IDS
     server: ServerConfig = field(default_factory=ServerConfig)
 
     def __post_init__(self) -> None:
-        if self.keep not in ("ram", "mapped"):
-            raise ValueError(f"keep is {self.keep!r}; it must be 'ram' or 'mapped'")
+        if self.keep not in KEEPS:
+            raise ValueError(f"keep is {self.keep!r}; it must be one of {', '.join(KEEPS)}")
+        if self.cache_bytes < 0:
+            raise ValueError(f"cache_bytes is {self.cache_bytes}; it must not be negative")
         if self.keep == "mapped":
             check_mappable(self.table)
         if not 0 < self.max_ids <= 1 << 20:
@@ -69,7 +86,8 @@ def check_mappable(table: str) -> None:
     """
     if urlsplit(table).scheme not in ("", "file"):
         raise ValueError(
-            f"--keep mapped maps files of the node's own machine; {table} is not at a path or file://: use --keep ram"
+            f"--keep mapped maps files of the node's own machine; {table} is not at a path or file://: use --keep ram "
+            "or --keep store"
         )
 
 
@@ -83,9 +101,13 @@ class MemoryNode:
 
     def __init__(self, config: NodeConfig) -> None:
         began = time.perf_counter()
+        self._keep = config.keep
         self.store = open_partition(config)
         self.load_s = time.perf_counter() - began
-        self._service = RowService(self.store, max_ids=config.max_ids)
+        if isinstance(self.store, StoreBackedRows):
+            self._service: RowService = StoreService(self.store, max_ids=config.max_ids)
+        else:
+            self._service = RowService(self.store, max_ids=config.max_ids)
         self._server = RowServer(self._service, config.server)
 
     @property
@@ -114,9 +136,12 @@ class MemoryNode:
         return self._server.num_clients
 
     def figures(self) -> dict[str, Any]:
-        """What it has done and who is connected, for metrics; any thread may ask."""
+        """What it has done, who is connected, and what its own tiers did; for metrics, any thread may ask."""
         served = self._service.served
-        return {**vars(served), "refused": dict(served.refused), "num_clients": self.num_clients}
+        own = {**vars(served), "refused": dict(served.refused), "num_clients": self.num_clients}
+        if isinstance(self.store, StoreBackedRows):
+            return own | self.store.stats()
+        return own | (disk_figures() if self._keep == "mapped" else {})
 
     def start(self) -> MemoryNode:
         """Serve in a thread."""
@@ -137,14 +162,50 @@ class MemoryNode:
         self._server.request_stop()
 
 
+def disk_figures() -> dict[str, int]:
+    """What this process read from disk, by any way, and how often it waited for a page of a mapped file.
+
+    Bytes are left out where the system does not tell them.
+    """
+    figures = {"page_faults": resource.getrusage(resource.RUSAGE_SELF).ru_majflt}
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = Path("/proc/self/io").read_text().splitlines()
+        figures["disk_bytes"] = int(dict(line.split(": ") for line in lines)["read_bytes"])
+    return figures
+
+
 def open_partition(config: NodeConfig) -> RowStore:
     """The rows of a node, ready to be served."""
     from tolbuild.table import open_table
 
+    if config.keep == "store":
+        objects = open_object_rows(config.table, version=config.version, config=config.reads)
+        return StoreBackedRows(objects, cache_bytes=config.cache_bytes, partition=config.partition)
     if config.keep == "mapped":
         return TableStore(open_table(config.table, version=config.version, access="mmap"), config.partition)
     with contextlib.closing(open_table(config.table, version=config.version)) as table:
         return load_partition(table, config.partition)
+
+
+def add_store_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a node that keeps "store", named as those of `tolserve.run`."""
+    usual = ReadConfig()
+    option = parser.add_argument_group("with --keep store").add_argument
+    option("--node-cache-bytes", type=int, default=DEFAULT_CACHE_BYTES, help="cache in RAM (default 1 GiB)")
+    option("--store-reads", type=int, default=usual.num_reads, help="reads on their way at a time")
+    option("--store-deadline-s", type=float, default=usual.deadline_s, help="later than this is an error")
+    option("--hedge-quantile", type=float, default=usual.hedge_quantile, help=_HEDGE_HELP)
+    option("--hedge-ms", type=float, help="try again after this time instead")
+
+
+def read_config(given: argparse.Namespace) -> ReadConfig:
+    """What `add_store_options` was given."""
+    return ReadConfig(
+        num_reads=given.store_reads,
+        deadline_s=given.store_deadline_s,
+        hedge_quantile=given.hedge_quantile,
+        hedge_after_s=None if given.hedge_ms is None else given.hedge_ms / 1e3,
+    )
 
 
 def parse_arguments(arguments: list[str]) -> NodeConfig:
@@ -155,7 +216,8 @@ def parse_arguments(arguments: list[str]) -> NodeConfig:
     parser.add_argument("--version", type=int, help="table version (default: the latest)")
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument("--keep", choices=("ram", "mapped"), default="ram", help=_KEEP_HELP)
+    parser.add_argument("--keep", choices=KEEPS, default="ram", help=_KEEP_HELP)
+    add_store_options(parser)
     parser.add_argument("--max-ids", type=int, default=DEFAULT_MAX_IDS, help="most ids in one request")
     parser.add_argument("--spin-us", type=int, default=0, help="look for requests so long before sleeping")
     given = parser.parse_args(arguments)
@@ -165,6 +227,8 @@ def parse_arguments(arguments: list[str]) -> NodeConfig:
             partition=Partition.parse(given.partition),
             version=given.version,
             keep=given.keep,
+            cache_bytes=given.node_cache_bytes,
+            reads=read_config(given),
             max_ids=given.max_ids,
             server=ServerConfig(host=given.host, port=given.port, spin_us=given.spin_us),
         )

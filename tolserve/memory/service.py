@@ -15,7 +15,7 @@ from tolserve.memory.spec import Ids, Rows
 from tolserve.memory.store import RowStore
 from tolserve.transport.errors import RefusedError
 from tolserve.transport.frames import Hello, Ids32, RequestHeader, Status, bands_of
-from tolserve.transport.session import Answer
+from tolserve.transport.session import Answer, Later
 
 DEFAULT_MAX_IDS = 16384
 _PIECE_BYTES = 256 << 10
@@ -69,7 +69,7 @@ class RowService:
             row_bytes=tuple(band.row_bytes for band in self._spec.bands),
         )
 
-    def rows(self, header: RequestHeader, ids: Ids32) -> Answer:
+    def rows(self, header: RequestHeader, ids: Ids32) -> Answer | Later:
         """See `Responder.rows`."""
         self._check_identity(header.identity)
         mask = header.band_mask
@@ -81,11 +81,17 @@ class RowService:
         self._check_ids(own)
         bands = bands_of(mask)
         length = len(own) * sum([self._row_bytes[band] for band in bands])
-        places = self._store.locate(own)
+        return self._answer(own, bands, length)
+
+    def _answer(self, ids: Ids, bands: tuple[int, ...], length: int) -> Answer | Later:
+        """The answer to a request that is in order."""
+        self._count(len(ids), length)
+        return Answer(length, self._pieces(self._store.locate(ids), bands))
+
+    def _count(self, num_rows: int, num_bytes: int) -> None:
         self.served.num_requests += 1
-        self.served.num_rows += len(own)
-        self.served.num_bytes += length
-        return Answer(length, self._pieces(places, bands))
+        self.served.num_rows += num_rows
+        self.served.num_bytes += num_bytes
 
     def refused(self, status: Status) -> None:
         """See `Responder.refused`."""

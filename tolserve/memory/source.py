@@ -9,7 +9,7 @@ A `RowFetcher` brings rows into memory that it is given: a table reader, a clien
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from tolserve.memory.bill import MemoryBill
 from tolserve.memory.spec import Ids, Index, RowSpec
@@ -100,3 +100,18 @@ class RowFetcher(Protocol):
 
     def close(self) -> None:
         """Give back connections."""
+
+
+class Tally(NamedTuple):
+    """Where the rows of a fetch are from: rows by tier, and bytes received or read for them."""
+
+    hits_by_tier: dict[str, int]
+    num_bytes: int
+
+
+@runtime_checkable
+class TieredFetcher(RowFetcher, Protocol):
+    """A fetcher that looks in more than one place; `tier` is the farthest."""
+
+    def tally(self, fetch: Any, token_ids: Ids) -> Tally:
+        """How many of `token_ids` (ids of the fetch, one as often as it was asked for) are from where."""

@@ -7,25 +7,18 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from tolserve.memory.node import MemoryNode, NodeConfig
-from tolserve.memory.partition import Partition
+from tolserve.memory.node import MemoryNode
 from tolserve.on_ray.directory import Membership, ask, node_ip
+from tolserve.row_tiers import node_config
 from tolserve.serve_config import ServeConfig
-from tolserve.transport.server import ServerConfig
 
 
 class MemoryNodeDeployment:
     """A replica of one partition: its row server runs in a thread of this process, on a free port."""
 
     async def __init__(self, config: ServeConfig, partition: int, directory: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        assert config.table is not None
-        node = NodeConfig(
-            table=config.table,
-            version=await ask(directory, "table_version"),
-            partition=Partition(index=partition, count=config.num_partitions),
-            keep=config.keep,
-            server=ServerConfig(host=node_ip()),
-        )
+        version = await ask(directory, "table_version")
+        node = node_config(config, partition=partition, version=version, host=node_ip())
         self._node = (await asyncio.to_thread(MemoryNode, node)).start()
         identity = self._node.identity.hex()
         self._membership = Membership(

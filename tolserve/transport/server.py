@@ -73,6 +73,9 @@ class _Client:
         while budget > 0:
             if not self.pending:
                 self.pending = self.session.piece()
+            if self.session.waiting and not self.pending:
+                self.events = 0  # what the client sends meanwhile stays in the system's buffers
+                break
             moved = self._send() if self.pending else self._receive()
             if moved == 0:
                 break
@@ -129,6 +132,8 @@ class RowServer:
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._wake, self._wake_end = socket.socketpair()
+        self._wake.setblocking(False)
+        self._wake_end.setblocking(False)
         self._listening = False
         self._listen(True)
         self._selector.register(self._wake_end, selectors.EVENT_READ)
@@ -171,9 +176,13 @@ class RowServer:
     def request_stop(self) -> None:
         """Let `run` return soon; may be called by a signal handler."""
         if not self._stopping:
-            with contextlib.suppress(OSError):  # `run` has ended by itself
-                self._wake.send(b"x")
+            self.wake()
             self._stopping = True  # last: once it is set `run` closes what wakes it
+
+    def wake(self) -> None:
+        """An answer that was waited for may be there; any thread may call this."""
+        with contextlib.suppress(OSError):  # enough is there to wake it, or `run` has ended
+            self._wake.send(b"x")
 
     def run(self) -> None:
         """Serve until `stop`."""
@@ -216,6 +225,10 @@ class RowServer:
                 found.append(key.data)
             elif key.fileobj is self._listener:
                 self._accept()
+            else:
+                with contextlib.suppress(BlockingIOError):
+                    self._wake_end.recv(4096)
+                found += [client for client in self._clients.values() if client.session.waiting]
         return found
 
     def _accept(self) -> None:
@@ -234,7 +247,7 @@ class RowServer:
         sock.setblocking(False)
         with contextlib.suppress(OSError):
             tune(sock)
-        client = _Client(sock, Session(self._responder))
+        client = _Client(sock, Session(self._responder, self.wake))
         self._clients[sock.fileno()] = client
         self._selector.register(sock, selectors.EVENT_READ, client)
 
@@ -259,8 +272,16 @@ class RowServer:
         if moved:
             client.moved_at = time.monotonic()
         if client.events != events:
-            self._selector.modify(client.sock, client.events, client)
+            self._watch(client, before=events)
         return moved
+
+    def _watch(self, client: _Client, *, before: int) -> None:
+        if not client.events:
+            self._selector.unregister(client.sock)
+        elif not before:
+            self._selector.register(client.sock, client.events, client)
+        else:
+            self._selector.modify(client.sock, client.events, client)
 
     def _drop(self, client: _Client) -> None:
         self._clients.pop(client.sock.fileno(), None)

@@ -5,7 +5,8 @@ The TCP server and the in-process link both run this, so that they cannot differ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,10 +28,20 @@ from tolserve.transport.frames import (
 
 
 class Answer(NamedTuple):
-    """Rows being sent: `length` bytes in `pieces`, each some buffers that are valid until the next is asked for."""
+    """Rows being sent: `length` bytes in `pieces`, each some buffers that are valid until the next is asked for.
+
+    A future among them is not sent: the next piece is asked for when it is done.
+    """
 
     length: int
-    pieces: Iterator[list[memoryview]]
+    pieces: Iterator[list[memoryview] | Future[None]]
+
+
+class Later(NamedTuple):
+    """Rows that are not here yet: when `done` is, `finish` gives the answer or raises why there is none."""
+
+    done: Future[None]
+    finish: Callable[[], Answer]
 
 
 class Responder(Protocol):
@@ -47,8 +58,8 @@ class Responder(Protocol):
             RefusedError: it holds another table.
         """
 
-    def rows(self, header: RequestHeader, ids: Ids32) -> Answer:
-        """The answer to a rows request. `ids` is valid until this returns.
+    def rows(self, header: RequestHeader, ids: Ids32) -> Answer | Later:
+        """The answer to a rows request, or when there will be one. `ids` is valid until this returns.
 
         Raises:
             RefusedError: with the status of the reason.
@@ -62,17 +73,26 @@ class Session:
     """Feeds requests of one connection to a responder, one after another.
 
     Usage: receive into `inbox()` and tell `received(count)`; send every piece that `piece()` gives before asking for
-    the next; when `closing` is set and `piece()` gives None, end the connection.
+    the next; when `closing` is set and `piece()` gives None, end the connection. While `waiting` is set there is
+    nothing more to send and nothing to receive; `wake` is called, by any thread, when that may have changed.
     """
 
-    def __init__(self, responder: Responder) -> None:
+    def __init__(self, responder: Responder, wake: Callable[[], None] | None = None) -> None:
         self._responder = responder
+        self._wake = wake
+        self._later: tuple[int, Later] | None = None
+        self._future: Future[None] | None = None
         self._buffer = bytearray(REQUEST.size + 4 * responder.max_ids)
         self._view = memoryview(self._buffer)
         self._filled = 0
         self._head: bytes | None = None
-        self._pieces: Iterator[list[memoryview]] | None = None
+        self._pieces: Iterator[list[memoryview] | Future[None]] | None = None
         self.closing = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether an answer waits for its rows."""
+        return self._future is not None
 
     def inbox(self) -> memoryview:
         """Where to receive into; never empty while no answer is pending."""
@@ -84,10 +104,18 @@ class Session:
 
     def piece(self) -> list[bytes | memoryview]:
         """The next buffers to send, valid until the next call; none where nothing is to be sent before more comes."""
-        if self._pieces is None and self._filled < REQUEST.size:
+        if self._future is not None:
+            if not self._future.done():
+                return []
+            self._future = None
+        resumed, self._later = self._later, None
+        if resumed is not None:
+            request_id, later = resumed
+            self._refusing(request_id, lambda: self._open(request_id, later.finish()))
+        elif self._pieces is None and self._filled < REQUEST.size:
             return []
         piece = self._next_piece()
-        if piece is None and not self.closing and self._filled >= REQUEST.size:
+        if piece is None and resumed is None and not self.closing and self._filled >= REQUEST.size:
             self._answer()
             piece = self._next_piece()
         head, self._head = self._head, None
@@ -102,6 +130,9 @@ class Session:
         except (ToLError, OSError):
             self.closing = True
             piece = None
+        if isinstance(piece, Future):
+            self._wait_for(piece)
+            return []
         if piece is None:
             self._pieces = None
         return piece
@@ -120,12 +151,7 @@ class Session:
         end = REQUEST.size + 4 * header.num_ids
         if self._filled < end:
             return
-        try:
-            self._respond(header)
-        except RefusedError as error:
-            self._refuse(Status(error.status), header.request_id, str(error))
-        except (ToLError, OSError) as error:
-            self._refuse(Status.FAILED, header.request_id, str(error))
+        self._refusing(header.request_id, lambda: self._respond(header))
         if self._filled > end:
             self._buffer[: self._filled - end] = self._buffer[end : self._filled]
         self._filled -= end
@@ -137,8 +163,30 @@ class Session:
             return
         ids = np.frombuffer(self._buffer, np.uint32, header.num_ids, REQUEST.size)
         answer = self._responder.rows(header, ids)
-        self._head = pack_response(Status.OK, header.request_id, answer.length)
+        if isinstance(answer, Later):
+            self._later = header.request_id, answer
+            self._wait_for(answer.done)
+            return
+        self._open(header.request_id, answer)
+
+    def _open(self, request_id: int, answer: Answer) -> None:
+        self._head = pack_response(Status.OK, request_id, answer.length)
         self._pieces = answer.pieces
+
+    def _wait_for(self, future: Future[None]) -> None:
+        self._future = future
+        if self._wake is not None:
+            wake = self._wake
+            future.add_done_callback(lambda _: wake())
+
+    def _refusing(self, request_id: int, respond: Callable[[], None]) -> None:
+        """Answer by `respond`, or say why there is no answer."""
+        try:
+            respond()
+        except RefusedError as error:
+            self._refuse(Status(error.status), request_id, str(error))
+        except (ToLError, OSError) as error:
+            self._refuse(Status.FAILED, request_id, str(error))
 
     def _refuse(self, status: Status, request_id: int, message: str) -> None:
         text = message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode()
