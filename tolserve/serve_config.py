@@ -55,8 +55,8 @@ class ServeConfig:
     """Bytes of the row cache of an attention node; `cache_share` decides when left out."""
     cache_share: float = 0.1
     """Row cache of an attention node as a share of the table as stored; 0 caches nothing."""
-    cache_policy: Literal["lru", "frequency", "s3fifo"] = "lru"
-    """What the cache keeps: rows used last (lru), rows used again, which text read once does not flush (s3fifo), or for
+    cache_policy: Literal["lru", "frequency", "s3fifo"] = "s3fifo"
+    """What the cache keeps: rows used again, which text read once does not flush (s3fifo), rows used last (lru), or for
     good those of the most frequent tokens in `cache_counts` (frequency)."""
     cache_counts: str | None = None
     """How often each token occurs: V counts as .npy or a JSON list, at a path or URL; they fill the cache at start."""

@@ -12,6 +12,7 @@ _SMALL_SHARE = 0.1
 _MOST_USES = 3
 _USES_TO_STAY = 2
 """Uses in the small queue that bring a row into the main one."""
+_ONE_MORE = np.minimum(np.arange(_MOST_USES + 1) + 1, _MOST_USES).astype(np.uint8)
 _WINDOW = 64
 """Least rows of a queue that are looked at together."""
 
@@ -51,8 +52,7 @@ class S3FIFO:
 
     def used(self, slots: Index) -> None:
         """One more use of each."""
-        uses = self._uses[slots]
-        self._uses[slots] = uses + (uses < _MOST_USES)
+        self._uses[slots] = _ONE_MORE[self._uses[slots]]
 
     def worth(self, slots: Ids, ids: Ids) -> NDArray[np.int64]:
         """The main queue before the small one, then by uses."""
@@ -83,7 +83,7 @@ class S3FIFO:
         """Ids that are still remembered when their turn comes: each unknown one before them takes a memory away."""
         ages = self._num_left - self._left_at[ids]
         known: Mask = ages <= self._num_remembered
-        if len(ids) > 1:
+        if np.count_nonzero(ages <= self._num_remembered - len(ids)) < np.count_nonzero(known):
             for _ in range(2):
                 known = ages + _sums(~known)[:-1] <= self._num_remembered
         return known
@@ -93,8 +93,9 @@ class S3FIFO:
         self._id_of[slots] = ids
         self._uses[slots] = 0
         self._in_main[slots] = to_main
-        self._main.append(slots[to_main])
-        self._small.append(slots[~to_main])
+        main = slots[to_main]
+        self._main.append(main)
+        self._small.append(slots[~to_main] if len(main) else slots)
 
     def _victims(self, count: int, num_known: int, free: Mask) -> Ids:
         """What evicting and inserting `count` rows one by one gives up, `num_known` of them for the main queue.
@@ -114,17 +115,20 @@ class S3FIFO:
         end = min(int(np.searchsorted(given, count)), len(scanned))
         scanned, stay, gone = scanned[:end], stay[:end], gone[:end]
         self._small.drop(end)
-        self._small.append(scanned[~(stay | gone)])
         moved, out = scanned[stay], scanned[gone]
-        self._uses[moved] = 0
-        self._in_main[moved] = True
-        self._main.append(moved)
+        if len(moved):
+            self._uses[moved] = 0
+            self._in_main[moved] = True
+            self._main.append(moved)
+        if len(moved) + len(out) < end:
+            self._small.append(scanned[~(stay | gone)])
         self._leave(self._id_of[out])
-        return np.concatenate([out, self._from_main(min(count - len(out), int(owed[end])), free)])
+        more = min(count - len(out), int(owed[end]))
+        return np.concatenate([out, *self._from_main(more, free)]) if more else out
 
-    def _from_main(self, count: int, free: Mask) -> Ids:
+    def _from_main(self, count: int, free: Mask) -> list[Ids]:
         """`count` slots not used since they last passed the main queue's end; fewer where there are no more."""
-        out = [np.empty(0, np.int64)]
+        out = []
         unseen = (_MOST_USES + 1) * self._main.count
         while count > 0 and unseen > 0:
             scanned = self._main.first(max(_WINDOW, 4 * count))
@@ -140,7 +144,7 @@ class S3FIFO:
             out.append(scanned[gone])
             count -= len(out[-1])
             unseen -= len(scanned)
-        return np.concatenate(out)
+        return out
 
     def _leave(self, ids: Ids) -> None:
         """Remember these ids, the last one longest."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ class Workload:
         prompt_tokens, output_tokens: means of geometric distributions; 1 is always 1.
         num_seqs: requests that run at once.
         num_batched_tokens: tokens of a step, outputs first.
+        in_order: requests follow each other as the text does, not at random.
 
     Raises:
         ValueError: a number below 1, or a step that cannot hold a token of each request.
@@ -30,6 +31,7 @@ class Workload:
     output_tokens: int
     num_seqs: int
     num_batched_tokens: int
+    in_order: bool = False
 
     def __post_init__(self) -> None:
         if min(self.prompt_tokens, self.output_tokens, self.num_seqs) < 1:
@@ -63,48 +65,64 @@ class Trace:
 
 
 def trace(tokens: Ids, vocab_size: int, workload: Workload, *, seed: int) -> Trace:
-    """`tokens` (int64 [N], text in order) cut into requests, which are served in random order.
+    """`tokens` (int64 [N], text in order) cut into requests and served.
 
-    Every token is computed once. Requests start when there is room, prompts in the order of their requests, in chunks.
+    A request starts when there is room; prompts are computed in chunks, in the order in which requests started. The
+    trace ends when no request waits and less than half of the sequences run.
     """
-    return Trace(steps=list(_steps(tokens, workload, seed)), vocab_size=vocab_size, num_tokens=len(tokens))
+    server = _Server(workload, _requests(len(tokens), workload, seed))
+    steps, num_tokens = [], 0
+    while server.busy:
+        places = server.step()
+        num_tokens += len(places)
+        steps.append(distinct(tokens[places]))
+    return Trace(steps=steps, vocab_size=vocab_size, num_tokens=num_tokens)
 
 
-def _steps(tokens: Ids, workload: Workload, seed: int) -> Iterator[Ids]:
-    prompts = _requests(len(tokens), workload, seed)
-    waiting = iter(prompts.tolist())
-    chunk: NDArray[np.int64] = np.empty(0, np.int64)
-    running = np.empty((0, 2), np.int64)
-    prefilling: list[list[int]] = []
-    while True:
-        for request in waiting:
-            prefilling.append(request)
-            if len(running) + len(prefilling) >= workload.num_seqs:
-                break
-        room = workload.num_batched_tokens - len(running)
-        ranges, started = [], []
-        while prefilling and room:
-            begin, middle, end = prefilling[0]
+class _Server:
+    """Which places of the text each step computes."""
+
+    def __init__(self, workload: Workload, requests_R3: NDArray[np.int64]) -> None:
+        self._workload = workload
+        self._waiting = deque(requests_R3.tolist())
+        self._prefilling: deque[list[int]] = deque()
+        self._running_N2 = np.empty((0, 2), np.int64)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is enough to do."""
+        num_open = len(self._running_N2) + len(self._prefilling)
+        return bool(self._waiting) or num_open > self._workload.num_seqs // 2
+
+    def step(self) -> NDArray[np.int64]:
+        """Places of the next step: one for each running sequence, then as much of prompts as there is room for."""
+        while self._waiting and len(self._running_N2) + len(self._prefilling) < self._workload.num_seqs:
+            self._prefilling.append(self._waiting.popleft())
+        running_N2 = self._running_N2
+        places, started = self._prompts(self._workload.num_batched_tokens - len(running_N2))
+        places.insert(0, running_N2[:, 0].copy())
+        running_N2[:, 0] += 1
+        self._running_N2 = np.concatenate([running_N2[running_N2[:, 0] < running_N2[:, 1]], started])
+        return np.concatenate(places)
+
+    def _prompts(self, room: int) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
+        """Places of at most `room` prompt tokens, and [n, 2] where outputs begin and end whose prompts are done."""
+        places, started = [], []
+        while self._prefilling and room:
+            first = self._prefilling[0]
+            begin, middle, end = first
             stop = min(middle, begin + room)
-            ranges.append(np.arange(begin, stop))
+            places.append(np.arange(begin, stop))
             room -= stop - begin
-            prefilling[0][0] = stop
+            first[0] = stop
             if stop == middle:
-                prefilling.pop(0)
-                if middle < end:
-                    started.append((middle, end))
-        chunk = np.concatenate([running[:, 0], *ranges])
-        if len(chunk) == 0:
-            return
-        yield distinct(tokens[chunk])
-        running[:, 0] += 1
-        running = running[running[:, 0] < running[:, 1]]
-        if started:
-            running = np.concatenate([running, np.array(started, np.int64)])
+                self._prefilling.popleft()
+                started += [(middle, end)] if middle < end else []
+        return places, np.array(started, np.int64).reshape(-1, 2)
 
 
 def _requests(num_tokens: int, workload: Workload, seed: int) -> NDArray[np.int64]:
-    """[requests, 3]: where prompt, output and the request after it begin; all `num_tokens`, in random order."""
+    """[requests, 3]: where prompt, output and the request after it begin; all `num_tokens`."""
     draw = np.random.default_rng(seed)
     most = num_tokens // 2 + 1
     lengths = [draw.geometric(1 / mean, most) for mean in (workload.prompt_tokens, workload.output_tokens)]
@@ -113,4 +131,4 @@ def _requests(num_tokens: int, workload: Workload, seed: int) -> NDArray[np.int6
     ends = ends[:count]
     begins = np.concatenate([[0], ends[:-1]])
     requests = np.stack([begins, np.minimum(begins + lengths[0][:count], ends), ends], axis=1)
-    return draw.permutation(requests)
+    return requests if workload.in_order else draw.permutation(requests)
