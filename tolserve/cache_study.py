@@ -30,7 +30,7 @@ from typing import Any, Literal
 
 import torch
 
-from tolbuild.bench.machine import describe, versions
+from tolbuild.bench.machine import describe
 from tolbuild.cli import parse
 from tolbuild.table.errors import ToLError
 from tolbuild.train.data import read_texts
@@ -157,13 +157,7 @@ def _streams(config: CacheStudyConfig) -> Iterator[tuple[TokenSet, Workload]]:
 def _report(config: CacheStudyConfig, results: list[dict[str, Any]], arguments: Sequence[str] | None) -> dict[str, Any]:
     words = sys.argv[1:] if arguments is None else arguments
     about = describe(torch.device("cpu"), config.seed, " ".join(["python -m tolserve.cache_study", *words]))
-    return {
-        "study": "caches",
-        "shares": config.share_values,
-        "results": results,
-        **about,
-        "tokenizers": versions(["tokenizers"])["tokenizers"],
-    }
+    return {"study": "caches", "shares": config.share_values, "results": results, **about}
 
 
 def _share(text: str) -> float:
