@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from row_kit import draw_ids, partition_store, random_rows, row_spec
 from s3fifo_reference import PlainS3FIFO
@@ -60,6 +60,7 @@ def read(source: CachedSource, ids: list[int]) -> int:
 
 
 @every_policy
+@settings(max_examples=60, deadline=None)
 @given(num_slots=st.integers(1, NUM_SLOTS), trace=st.lists(st.tuples(id_sets, slot_sets), max_size=40))
 def test_new_rows_get_fresh_or_free_slots_and_each_its_own(
     make_policy: Maker, num_slots: int, trace: list[tuple[set[int], set[int]]]
@@ -82,6 +83,7 @@ def test_new_rows_get_fresh_or_free_slots_and_each_its_own(
 
 
 @every_policy
+@settings(deadline=None)
 @given(num_slots=st.integers(0, SPEC.vocab_size))
 def test_a_warm_start_wants_the_most_frequent_ids(make_policy: Maker, num_slots: int) -> None:
     ids = make_policy(NUM_SLOTS).warm_ids(num_slots).tolist()
@@ -134,6 +136,7 @@ def test_a_cache_tells_its_ids_and_another_starts_with_them(make_policy: Maker) 
     assert read(larger, ids) == len(ids) and read(larger, frequent[: 60 - len(ids)]) == 60 - len(ids)
 
 
+@settings(deadline=None)
 @given(st.lists(moves, max_size=60), st.sampled_from([1, 64]))
 def test_lru_gives_up_what_was_used_longest_ago(trace: list[tuple[str, set[int], int]], batch: int) -> None:
     policy = LRU(NUM_SLOTS)
