@@ -21,8 +21,10 @@ from tolserve.memory.device_table import DeviceTable
 from tolserve.memory.loading import TableStore
 from tolserve.memory.local import StoreFetcher
 from tolserve.memory.policy import LRU, CachePolicy, StaticByFrequency
+from tolserve.memory.s3fifo import S3FIFO
 from tolserve.memory.source import RowFetcher, RowSource
 from tolserve.memory.spec import RowSpec
+from tolserve.memory.state import StateKeeper, read_state
 from tolserve.row_tiers import Addresses, Tiers, open_tiers
 from tolserve.serve_config import ServeConfig, max_model_len
 
@@ -61,11 +63,13 @@ class Rows:
         source: None for a model that has none, or to compute them from the checkpoint.
         table: the open table that they are of.
         tiers: where rows come from that the engine's cache does not have.
+        keeper: saves what the cache holds, where that was asked for.
     """
 
     source: RowSource | None = None
     table: Table | None = None
     tiers: Tiers | None = None
+    keeper: StateKeeper | None = None
 
 
 def open_rows(config: ServeConfig, shape: ModelConfig, version: int | None, addresses: Addresses) -> Rows:
@@ -73,7 +77,7 @@ def open_rows(config: ServeConfig, shape: ModelConfig, version: int | None, addr
     the table's place.
 
     Raises:
-        ValueError: the counts of the cache do not fit the table.
+        ValueError: the cache's counts or its saved state do not fit the table.
         ToLError: the table cannot be read, or no node of a partition can be reached in time.
     """
     if config.table is None:
@@ -87,8 +91,8 @@ def open_rows(config: ServeConfig, shape: ModelConfig, version: int | None, addr
     requested = requested_bands(spec, engine_config(config, shape))
     tiers = open_tiers(config, table, addresses, requested or None)
     source = cached(config, spec, tiers.fetcher, requested)
-    _log.info("the row cache starts with %d of %d rows", source.warm(), source.num_slots)
-    return Rows(source=source, table=table, tiers=tiers)
+    _log.info("the row cache starts with %d of %d rows", warm(config, source), source.num_slots)
+    return Rows(source=source, table=table, tiers=tiers, keeper=state_keeper(config, source))
 
 
 def cached(config: ServeConfig, spec: RowSpec, fetcher: RowFetcher, requested: tuple[int, ...]) -> CachedSource:
@@ -106,6 +110,29 @@ def cached(config: ServeConfig, spec: RowSpec, fetcher: RowFetcher, requested: t
     )
 
 
+def warm(config: ServeConfig, source: CachedSource) -> int:
+    """Fill the cache with what a node before this one saved, most wanted first, then by counts; the rows it has now.
+
+    With the policy "frequency" the counts alone decide.
+
+    Raises:
+        ValueError: the saved state is of another vocabulary, or the file is none.
+    """
+    if config.cache_state is None or config.cache_policy == "frequency":
+        return source.warm()
+    ids = read_state(config.cache_state, source.spec.vocab_size)
+    if ids is None:
+        _log.warning("there is no cache state at %s yet; the cache starts without", config.cache_state)
+    return source.warm(ids)
+
+
+def state_keeper(config: ServeConfig, source: CachedSource) -> StateKeeper | None:
+    """What saves the cache's ids while and after it is used; None where it is not asked for."""
+    if config.cache_state is None or source.num_slots == 0:
+        return None
+    return StateKeeper(config.cache_state, source.cached_ids, source.spec.vocab_size)
+
+
 def cache_policy(config: ServeConfig, vocab_size: int, num_slots: int) -> CachePolicy:
     """What the cache keeps, with the counts that it starts from where there are any.
 
@@ -115,6 +142,8 @@ def cache_policy(config: ServeConfig, vocab_size: int, num_slots: int) -> CacheP
     counts = None if config.cache_counts is None else read_counts(config.cache_counts, vocab_size)
     if config.cache_policy == "lru":
         return LRU(num_slots, counts)
+    if config.cache_policy == "s3fifo":
+        return S3FIFO(num_slots, vocab_size, counts)
     assert counts is not None, "checked when the configuration was made"
     return StaticByFrequency(counts)
 
@@ -178,5 +207,7 @@ class AttentionReplica:
     def stop(self) -> None:
         """End the link and the engine, and give the rows back."""
         self._link.stop()
+        if self._rows.keeper is not None:
+            self._rows.keeper.stop()
         if self._rows.source is not None:
             self._rows.source.close()

@@ -16,7 +16,7 @@ from tolserve.memory.node import check_mappable
 from tolserve.openai_api.prompts import ModelInfo
 from tolserve.tier_settings import TierSettings, option
 
-_OF_CACHES = {"cache_bytes", "cache_share", "cache_policy", "cache_counts", "host_cache_bytes"}
+_OF_CACHES = {"cache_bytes", "cache_share", "cache_policy", "cache_counts", "cache_state", "host_cache_bytes"}
 _OF_MEMORY_NODES = {"replication", "keep"}
 """Settings that say nothing where there is no cache, or no memory node."""
 
@@ -57,10 +57,13 @@ class ServeConfig(TierSettings):
     """Bytes of the row cache of an attention node; `cache_share` decides when left out."""
     cache_share: float = 0.1
     """Row cache of an attention node as a share of the table as stored; 0 caches nothing."""
-    cache_policy: Literal["lru", "frequency"] = "lru"
-    """What the cache keeps: the rows used last, or for good those of the most frequent tokens in `cache_counts`."""
+    cache_policy: Literal["lru", "frequency", "s3fifo"] = "s3fifo"
+    """What the cache keeps: rows used again, which text read once does not flush (s3fifo), rows used last (lru), or for
+    good those of the most frequent tokens in `cache_counts` (frequency)."""
     cache_counts: str | None = None
     """How often each token occurs: V counts as .npy or a JSON list, at a path or URL; they fill the cache at start."""
+    cache_state: str | None = None
+    """File at a path or URL that nodes save their cache's token ids to, now and then and at the end, and start from."""
     pinned_bands: int = 0
     """The first bands, kept on the attention nodes for every token and never requested."""
     alpha: float = 1.0
@@ -193,7 +196,7 @@ def settled(config: ServeConfig) -> ServeConfig:
         ValueError: the key's file cannot be read, or its first line is no key.
     """
     changes: dict[str, Any] = {}
-    for name in ("checkpoint", "table", "cache_counts"):
+    for name in ("checkpoint", "table", "cache_counts", "cache_state"):
         url = getattr(config, name)
         if url and not urlsplit(url).scheme:
             changes[name] = str(Path(url).absolute())

@@ -49,10 +49,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def endpoint(head: RayHead, model: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Its cache is full of the rows 100 to 111 from the start."""
     checkpoint, table = model
-    counts = tmp_path_factory.mktemp("counts") / "counts.json"
+    counts = tmp_path_factory.getbasetemp() / "counts.json"
     counts.write_text(json.dumps([5 if 100 <= token < 112 else 0 for token in range(256)]))
     options = ["--checkpoint", checkpoint, "--table", table, "--replication", "2", "--attention-replicas", "2"]
     cache = ["--cache-share", "0.05", "--cache-policy", "frequency", "--cache-counts", str(counts)]
+    cache += ["--cache-state", str(counts.with_name("state.json"))]
     with serving(head.environment, *options, "--port", "0", "--verify-rows", *cache) as running:
         yield running
 
@@ -224,9 +225,13 @@ def test_requests_wait_for_a_partition_without_nodes(endpoint: Running) -> None:
     assert load.failed == []
 
 
-def test_an_interrupt_takes_it_down(endpoint: Running) -> None:
+def test_an_interrupt_takes_it_down_and_leaves_what_was_cached(
+    endpoint: Running, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """The last test of this endpoint."""
     assert endpoint.interrupt() == 0
+    state = json.loads((tmp_path_factory.getbasetemp() / "state.json").read_text())
+    assert sorted(state["ids"]) == list(range(100, 112))
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(endpoint.url, timeout=5)
     wait_until(lambda: not replica_pids(""))

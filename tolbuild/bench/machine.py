@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "ray", "zarr", "obstore", "s3fs", "transformers")
+PACKAGES = ("torch", "numpy", "pyarrow", "safetensors", "ray", "zarr", "obstore", "s3fs", "tokenizers", "transformers")
 
 
 def describe(device: torch.device, seed: int, command: str) -> dict[str, object]:

@@ -123,14 +123,25 @@ class CachedSource:
         """Staging rows in flight or in use."""
         return self._staging.num_taken
 
-    def warm(self) -> int:
-        """Load the rows that the policy wants before serving; how many there are now."""
+    def cached_ids(self) -> Ids:
+        """Token ids that have a slot, most wanted first. Any thread may ask."""
+        token_of = self._token_of.copy()
+        slots = np.flatnonzero(token_of >= 0)
+        if self._policy is None or len(slots) == 0:
+            return np.empty(0, np.int64)
+        ids = token_of[slots]
+        return ids[np.argsort(-self._policy.worth(slots, ids), kind="stable")]
+
+    def warm(self, first: Ids | None = None) -> int:
+        """Load rows before serving, the ids of `first` and then those that the policy wants; how many are there now."""
         if self._policy is None:
             return 0
         ids = self._policy.warm_ids(self.num_slots)
+        if first is not None:
+            ids = np.concatenate([first, ids[~np.isin(ids, first)]])[: self.num_slots]
         step = max(1, min(self.num_staging // 2, 1024))
-        for first in reversed(range(0, len(ids), step)):  # the most wanted last: to an LRU they are the youngest
-            handle = self.start(ids[first : first + step], bands=self._bands)
+        for begin in reversed(range(0, len(ids), step)):  # the most wanted last: to an LRU they are the youngest
+            handle = self.start(ids[begin : begin + step], bands=self._bands)
             for band in self._bands:
                 self.arrive(handle, band)
             self.release(handle)
@@ -285,22 +296,18 @@ class CachedSource:
 
     def _promote(self, stretch: _Stretch) -> None:
         assert self._policy is not None
-        count = len(stretch.ids)
-        fresh = np.arange(self._num_filled, min(self._num_filled + count, self.num_slots))
-        slots = fresh
-        if len(fresh) < count:
-            free = self._readers == 0
-            free[self._num_filled :] = False
-            slots = np.concatenate([fresh, self._policy.victims(count - len(fresh), free)])
+        fresh = np.arange(self._num_filled, min(self._num_filled + len(stretch.ids), self.num_slots))
+        free = self._readers == 0
+        free[self._num_filled :] = False
+        places, slots = self._policy.admit(stretch.ids, fresh, free)
         if len(slots) == 0:
             return
         self._num_filled += len(fresh)
-        ids, rows = stretch.ids[: len(slots)], stretch.rows[: len(slots)]
+        ids, rows = stretch.ids[places], stretch.rows[places]
         old = self._token_of[slots]
         self._row_of[old[old >= 0]] = -1
         self._token_of[slots] = ids
         self._row_of[ids] = slots + self.num_staging
-        self._policy.filled(slots)
         for band in self._bands:
             self._arena.move(band, rows, slots + self.num_staging)
 

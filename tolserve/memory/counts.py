@@ -8,8 +8,8 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
-from tolbuild.table import open_store
 from tolbuild.table.errors import ToLError
+from tolserve.memory.files import store_of
 
 Counts = NDArray[np.int64]
 
@@ -30,13 +30,9 @@ def read_counts(url: str, vocab_size: int) -> Counts:
 
 
 def _read(url: str) -> bytes:
-    folder, slash, name = url.rpartition("/")
     try:
-        store = open_store(folder or slash or ".")
-        try:
+        with store_of(url) as (store, name):
             return store.read(name)
-        finally:
-            store.close()
     except ToLError as error:
         raise ValueError(f"the counts at {url} cannot be read: {error}") from error
 

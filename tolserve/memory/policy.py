@@ -21,11 +21,19 @@ class CachePolicy(Protocol):
     def used(self, slots: Index) -> None:
         """A step reads these slots."""
 
-    def filled(self, slots: Ids) -> None:
-        """These slots got new rows."""
+    def admit(self, ids: Ids, fresh: Ids, free: Mask) -> tuple[Ids, Ids]:
+        """The rows of `ids`, distinct and none of them cached, have come: which go in, and where.
 
-    def victims(self, count: int, free: Mask) -> Ids:
-        """At most `count` distinct slots to give up for as many new rows, all of them `free` (bool [slots])."""
+        Args:
+            fresh: slots that never had a row, for the first of `ids`; all that there are or as many as there are ids.
+            free: bool [slots], the others that may be given up.
+
+        Returns:
+            Places in `ids` and as many distinct slots, the fresh ones first; a row that gets none is not cached.
+        """
+
+    def worth(self, slots: Ids, ids: Ids) -> NDArray[np.int64]:
+        """How much the rows in `slots` (those of `ids`) are worth keeping; more is better. Any thread may ask."""
 
 
 def most_frequent(counts: NDArray[np.int64], num_ids: int) -> Ids:
@@ -50,12 +58,13 @@ class StaticByFrequency:
     def used(self, slots: Index) -> None:
         """Use changes nothing."""
 
-    def filled(self, slots: Ids) -> None:
-        """Nor does filling."""
+    def admit(self, ids: Ids, fresh: Ids, free: Mask) -> tuple[Ids, Ids]:
+        """While there are fresh slots; what is in stays in."""
+        return np.arange(len(fresh)), fresh
 
-    def victims(self, count: int, free: Mask) -> Ids:
-        """None: what is in stays in."""
-        return np.empty(0, np.int64)
+    def worth(self, slots: Ids, ids: Ids) -> NDArray[np.int64]:
+        """Their counts."""
+        return self._counts[ids]
 
 
 class LRU:
@@ -85,9 +94,17 @@ class LRU:
         self._clock += 1
         self._stamps[slots] = self._clock
 
-    def filled(self, slots: Ids) -> None:
-        """New rows are as young as used ones."""
+    def admit(self, ids: Ids, fresh: Ids, free: Mask) -> tuple[Ids, Ids]:
+        """In place of the oldest; new rows are as young as used ones."""
+        slots = fresh
+        if len(fresh) < len(ids):
+            slots = np.concatenate([fresh, self.victims(len(ids) - len(fresh), free)])
         self.used(slots)
+        return np.arange(len(slots)), slots
+
+    def worth(self, slots: Ids, ids: Ids) -> NDArray[np.int64]:
+        """When they were used last."""
+        return self._stamps[slots]
 
     def victims(self, count: int, free: Mask) -> Ids:
         """The `count` free slots whose last use is longest ago."""

@@ -89,24 +89,23 @@ class RamRows:
             return
         slots = self._slot_of[ids].astype(np.int64)
         new = np.flatnonzero(slots < 0)
-        given = self._room(len(new), slots[slots >= 0])
-        self._settle(ids[new[: len(given)]], given)
-        slots[new[: len(given)]] = given
+        admitted, given = self._room(ids[new], slots[slots >= 0])
+        self._settle(ids[new[admitted]], given)
+        slots[new[admitted]] = given
         chosen = np.flatnonzero((slots >= 0) & (self._readers[slots] == 0))
         slots = slots[chosen]
         for band, part in kept.items():
             self._pools[band][slots] = part[places[chosen]]
         self._here[slots] |= _mask(tuple(kept))
 
-    def _room(self, count: int, keep: Slots) -> Slots:
-        """At most `count` slots for new rows: unused ones, then those of others than `keep`."""
+    def _room(self, new_ids: Ids, keep: Slots) -> tuple[Ids, Slots]:
+        """Places in `new_ids` of those that the policy lets in, and their slots, none of them in `keep`."""
+        count = len(new_ids)
         fresh = np.arange(self._num_filled, min(self._num_filled + count, self.num_slots))
-        if len(fresh) == count:
-            return fresh
         free = self._readers == 0
         free[self._num_filled :] = False
         free[keep] = False
-        return np.concatenate([fresh, self._policy.victims(count - len(fresh), free)])
+        return self._policy.admit(new_ids, fresh, free)
 
     def _settle(self, ids: Ids, slots: Slots) -> None:
         """These slots are those of `ids` now and hold nothing yet."""
@@ -116,8 +115,6 @@ class RamRows:
         self._slot_of[ids] = slots
         self._here[slots] = 0
         self._num_filled += int(np.count_nonzero(old < 0))
-        if len(slots):
-            self._policy.filled(slots)
 
 
 def _mask(bands: tuple[int, ...]) -> np.uint64:

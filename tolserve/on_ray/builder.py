@@ -11,6 +11,7 @@ from ray import serve
 from tolbuild.checkpoint import open_checkpoint
 from tolbuild.table import open_table
 from tolserve.memory.counts import read_counts
+from tolserve.memory.state import check_state
 from tolserve.on_ray.attention import AttentionDeployment
 from tolserve.on_ray.directory import DirectoryDeployment
 from tolserve.on_ray.gateway import GatewayDeployment
@@ -87,6 +88,8 @@ def check(config: ServeConfig) -> int | None:
         raise ValueError(f"--pinned-bands is {config.pinned_bands}; the table has {len(manifest.bands)} bands")
     if config.cache_counts is not None:
         read_counts(config.cache_counts, manifest.vocab_size)
+    if config.cache_state is not None:
+        check_state(config.cache_state, manifest.vocab_size)
     return int(manifest.version)
 
 
