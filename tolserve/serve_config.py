@@ -15,7 +15,15 @@ from tolbuild.config import ModelConfig
 from tolserve.memory.node import check_mappable
 from tolserve.openai_api.prompts import ModelInfo
 
-_OF_MEMORY_NODES = {"replication", "keep", "cache_bytes", "cache_share", "cache_policy", "cache_counts"}
+_OF_MEMORY_NODES = {
+    "replication",
+    "keep",
+    "cache_bytes",
+    "cache_share",
+    "cache_policy",
+    "cache_counts",
+    "speculative_rows",
+}
 """Settings that say nothing where every attention node holds all rows."""
 
 
@@ -59,6 +67,10 @@ class ServeConfig:
     """What the cache keeps: the rows used last, or for good those of the most frequent tokens in `cache_counts`."""
     cache_counts: str | None = None
     """How often each token occurs: V counts as .npy or a JSON list, at a path or URL; they fill the cache at start."""
+    prefix_cache: bool = True
+    """Keep the keys and values of prompts in the KV cache for later ones that begin with the same tokens."""
+    speculative_rows: int = 0
+    """Request the rows of so many likely next tokens a sequence before the next token is known; 0 does not."""
     pinned_bands: int = 0
     """The first bands, kept on the attention nodes for every token and never requested."""
     alpha: float = 1.0
@@ -95,6 +107,7 @@ class ServeConfig:
             "attention_replicas": 1,
             "port": 0,
             "pinned_bands": 0,
+            "speculative_rows": 0,
             "num_gpus": 0,
             "num_cpus": 0,
             "max_num_seqs": 1,
