@@ -140,6 +140,9 @@ class StagedRows:
             handle.bill.bytes_moved += len(handle.token_ids) * self.spec.bands[band].row_bytes
             self._pools[band][handle.index] = self._codes[band][handle.token_ids]
 
+    def absent(self, token_ids: Any) -> Any:
+        return token_ids
+
     def pool(self, band: int) -> Any:
         return self._pools[band]
 

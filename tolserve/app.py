@@ -16,10 +16,11 @@ from typing import Any
 from tolserve.asgi import ClientStuckError, Receive, Scope, Send, bounded, send_body, send_error
 from tolserve.async_engine import CompletionEngine, Submission
 from tolserve.completions import Completion, prepare
+from tolserve.engine.request import RequestOutput
 from tolserve.link.protocol import error_kind
 from tolserve.membership import Member
 from tolserve.metrics import CONTENT_TYPE, Metrics
-from tolserve.openai_api.errors import ApiError, invalid, unavailable
+from tolserve.openai_api.errors import ApiError, invalid, too_late, unavailable
 from tolserve.openai_api.prompts import ModelInfo, Tokenizer
 from tolserve.openai_api.request import parse_request
 from tolserve.openai_api.response import DONE, error_chunk
@@ -249,19 +250,34 @@ async def _next(submission: Submission, completion: Completion) -> list[tuple[in
     """The next outputs; a generation that failed fails the request.
 
     Raises:
-        ApiError: 400, 503 or 500, by the kind of the engine's error.
+        ApiError: 400, 408, 503 or 500, by the kind of the engine's error; 408 if it does not end what is too late.
     """
-    outputs = await submission.next()
+    outputs = await _before(completion.give_up_at, submission, completion)
     for _, output in outputs:
         if output.error is not None:
             completion.failed()
             kind = error_kind(output.error)
             if kind == "invalid":
                 raise invalid(str(output.error))
+            if kind == "deadline":
+                raise too_late(str(output.error))
             if kind == "unavailable":
                 raise unavailable(str(output.error))
             raise ApiError(500, f"the engine failed: {output.error}")
     return outputs
+
+
+async def _before(
+    give_up_at: float | None, submission: Submission, completion: Completion
+) -> list[tuple[int, RequestOutput]]:
+    if give_up_at is None:
+        return await submission.next()
+    try:
+        async with asyncio.timeout(give_up_at - time.monotonic()):
+            return await submission.next()
+    except TimeoutError:
+        completion.failed()
+        raise too_late("the request's deadline passed, and its engine did not answer in time") from None
 
 
 async def _cancel_on_disconnect(receive: Receive, submission: Submission) -> None:

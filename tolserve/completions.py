@@ -17,6 +17,9 @@ from tolserve.openai_api.response import ChoiceWriter, StreamWriter, completion,
 _LONGEST_TOKEN_CHARS = 128
 """Characters that one token stands for at most: beyond this a text is refused without being tokenized."""
 
+_DEADLINE_GRACE_S = 0.5
+"""How long after a request's deadline its engine may still say so."""
+
 _BLOCKING_CHARS = 1 << 14
 """Texts longer than this are tokenized beside the event loop."""
 
@@ -51,6 +54,8 @@ class Completion:
 
     Attributes:
         aborted: a generation was cancelled, so nobody waits for the answer.
+        give_up_at: by `time.monotonic`, when an engine that should have ended the request at its deadline, but
+            computes a long step or is frozen, is waited for no more; None without a deadline.
     """
 
     def __init__(
@@ -87,6 +92,9 @@ class Completion:
             with_usage=request.wants_usage_chunk,
         )
         self.aborted = False
+        self.give_up_at: float | None = None
+        if request.deadline_s is not None:
+            self.give_up_at = began + request.deadline_s + _DEADLINE_GRACE_S
 
     @property
     def done(self) -> bool:

@@ -55,10 +55,24 @@ _GAUGES: dict[str, tuple[str, _Read]] = {
 
 _COUNTERS: dict[str, tuple[str, _Read]] = {
     "vllm:num_preemptions": ("Requests put back to be recomputed later.", lambda s: s["num_preemptions"]),
+    "vllm:prefix_cache_queries": (
+        "Prompt tokens that were looked for among the prefixes in the KV cache.",
+        lambda s: s["prefix_cache"]["num_queries"],
+    ),
+    "vllm:prefix_cache_hits": (
+        "Prompt tokens that were there and not computed again.",
+        lambda s: s["prefix_cache"]["num_hits"],
+    ),
+    "tol_deadlines_passed": ("Requests ended by their own deadline.", lambda s: s["num_expired"]),
     "tol_engine_steps": ("Engine steps.", lambda s: s["num_steps"]),
     "tol_engine_step_seconds": ("Time in engine steps.", lambda s: s["step_s"]),
     "tol_rows_needed": ("Rows that token positions needed.", lambda s: s["rows"]["rows_needed"]),
     "tol_rows_unique": ("Distinct rows of the steps.", lambda s: s["rows"]["rows_unique"]),
+    "tol_rows_guessed": (
+        "Rows requested by speculation; those needed are hits of the tier guess.",
+        lambda s: s["rows"]["rows_guessed"],
+    ),
+    "tol_row_guess_bytes": ("Bytes of rows that speculation moved.", lambda s: s["rows"]["guess_bytes"]),
     "tol_row_bytes": ("Bytes of rows moved to the engine.", lambda s: s["rows"]["bytes_moved"]),
     "tol_row_fetch_seconds": (
         "Time from row requests until their last bands were taken, which may have come long before.",

@@ -49,6 +49,8 @@ def engine_config(config: ServeConfig, shape: ModelConfig) -> EngineConfig:
         alpha=config.alpha,
         drop_layers=config.drop_layers,
         pinned_bands=config.pinned_bands,
+        prefix_cache=config.prefix_cache,
+        speculative_rows=config.speculative_rows,
         verify_every=VERIFY_EVERY if config.verify_rows and shape.has_memory else 0,
         dtype=automatic if config.dtype == "auto" else config.dtype,
         device=config.device,
@@ -99,7 +101,7 @@ def cached(config: ServeConfig, spec: RowSpec, fetcher: RowFetcher, requested: t
     """A source over `fetcher` with the cache that `config` asks for, of the bands that will be requested."""
     budget = int(config.cache_share * spec.table_bytes) if config.cache_bytes is None else config.cache_bytes
     num_slots = slots_for(spec, budget, requested) if requested else 0
-    staging = max(8192, 3 * config.max_num_batched_tokens)
+    staging = max(8192, 3 * config.max_num_batched_tokens) + config.speculative_rows * config.max_num_seqs
     return CachedSource(
         fetcher,
         num_slots=num_slots,

@@ -16,7 +16,15 @@ from tolserve.memory.node import check_mappable
 from tolserve.openai_api.prompts import ModelInfo
 from tolserve.tier_settings import TierSettings, option
 
-_OF_CACHES = {"cache_bytes", "cache_share", "cache_policy", "cache_counts", "cache_state", "host_cache_bytes"}
+_OF_CACHES = {
+    "cache_bytes",
+    "cache_share",
+    "cache_policy",
+    "cache_counts",
+    "cache_state",
+    "host_cache_bytes",
+    "speculative_rows",
+}
 _OF_MEMORY_NODES = {"replication", "keep"}
 """Settings that say nothing where there is no cache, or no memory node."""
 
@@ -64,6 +72,10 @@ class ServeConfig(TierSettings):
     """How often each token occurs: V counts as .npy or a JSON list, at a path or URL; they fill the cache at start."""
     cache_state: str | None = None
     """File at a path or URL that nodes save their cache's token ids to, now and then and at the end, and start from."""
+    prefix_cache: bool = True
+    """Keep the keys and values of prompts in the KV cache for later ones that begin with the same tokens."""
+    speculative_rows: int = 0
+    """Request the rows of so many likely next tokens a sequence before the next token is known; 0 does not."""
     pinned_bands: int = 0
     """The first bands, kept on the attention nodes for every token and never requested."""
     alpha: float = 1.0
@@ -98,6 +110,7 @@ class ServeConfig(TierSettings):
             "attention_replicas": 1,
             "port": 0,
             "pinned_bands": 0,
+            "speculative_rows": 0,
             "num_gpus": 0,
             "num_cpus": 0,
             "max_num_seqs": 1,

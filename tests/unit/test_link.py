@@ -9,6 +9,7 @@ import pytest
 from scripted_engine import ScriptedEngine
 
 from tolserve.engine.request import (
+    DeadlineError,
     MemoryCharge,
     RequestOutput,
     RowsUnavailableError,
@@ -31,6 +32,7 @@ from tolserve.link.server import LinkServer
             finish_reason="stop",
             prompt_logprobs=(None, TokenOutput(3, -0.5, ((1, -0.25),))),
             bill=MemoryCharge(rows_needed=2, rows_unique=1, hits_by_tier={"cache": 1.5}, bytes_moved=3.0),
+            num_reused=32,
             since_first_s=0.25,
         ),
     ],
@@ -42,7 +44,12 @@ def test_an_output_survives_the_wire(output: RequestOutput) -> None:
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(ValueError("a"), "invalid"), (RowsUnavailableError("b"), "unavailable"), (KeyError("c"), "internal")],
+    [
+        (ValueError("a"), "invalid"),
+        (RowsUnavailableError("b"), "unavailable"),
+        (KeyError("c"), "internal"),
+        (DeadlineError("d"), "deadline"),
+    ],
 )
 def test_an_error_keeps_its_kind(error: Exception, kind: str) -> None:
     output = RequestOutput(request_id="", tokens=(), finished=True, finish_reason="error", error=error)
@@ -52,7 +59,9 @@ def test_an_error_keeps_its_kind(error: Exception, kind: str) -> None:
 
 
 def test_parameters_survive_the_wire() -> None:
-    params = SamplingParams(max_tokens=3, stop=("a", "b"), stop_token_ids=(4,), logprobs=2, seed=2**63)
+    params = SamplingParams(
+        max_tokens=3, stop=("a", "b"), stop_token_ids=(4,), logprobs=2, seed=2**63, priority=-3, deadline_s=1.5
+    )
     message = protocol.decode(protocol.encode({"params": protocol.params_to_wire(params)})[4:])
     assert protocol.params_from_wire(message["params"]) == params
 

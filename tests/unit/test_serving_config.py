@@ -28,6 +28,8 @@ from tolserve.serve_config import ServeConfig, max_model_len, model_info, settle
         ({"replication": 2}, "--replication is 2 without --table"),
         ({"table": "t", "memory_nodes": 0, "replication": 2}, "--replication is 2 with --memory-nodes 0"),
         ({"cache_share": 0.2}, "--cache-share is 0.2 without --table"),
+        ({"speculative_rows": -1}, "--speculative-rows"),
+        ({"speculative_rows": 2}, "--speculative-rows is 2 without --table"),
         ({"table": "t", "memory_nodes": 0, "keep": "mapped"}, "--keep is mapped with --memory-nodes 0"),
         ({"table": "s3://t/t", "keep": "mapped"}, "s3://t/t is not at a path"),
         ({"rows": "store"}, "--rows is store without --table"),

@@ -74,7 +74,7 @@ def setting(*, quick: bool) -> Setting:
             num_attention_heads=4,
             intermediate_size=160,
         )
-        config = EngineConfig(num_blocks=256, max_model_len=512)
+        config = EngineConfig(num_blocks=256, max_model_len=512, prefix_cache=False)
         return Setting(base=base, engine=config, batches=(1, 4), num_steps=8, rounds=3, limit_s=10)
     base = ModelConfig(
         kind="base",
@@ -84,7 +84,7 @@ def setting(*, quick: bool) -> Setting:
         num_attention_heads=32,
         intermediate_size=5464,
     )
-    config = EngineConfig(num_blocks=1024, max_model_len=512, dtype="bfloat16", device="cuda")
+    config = EngineConfig(num_blocks=1024, max_model_len=512, dtype="bfloat16", device="cuda", prefix_cache=False)
     if quick:
         return Setting(base=base, engine=config, batches=(8,), num_steps=32, rounds=3, limit_s=4)
     return Setting(base=base, engine=config, batches=(1, 8, 64), num_steps=128, rounds=30, limit_s=60)

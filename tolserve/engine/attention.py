@@ -48,7 +48,8 @@ class InPlaceDecode:
     """Decode attention of one step on the CPU; made once a step, called once a layer.
 
     Attributes:
-        pool_index: blocks to gather first, None where the pool's prefix of `span` blocks is read in place.
+        pool_index: blocks to gather first, one that sequences share once for each; None where the pool's prefix of
+            `span` blocks is read in place.
         span: blocks attended to.
         owner_P: for each of them the sequence whose query it meets.
         bias_P: additive mask [P, 1, 1, block size]; None where every block is full.
@@ -70,7 +71,7 @@ class InPlaceDecode:
         inside_BM = np.arange(table_BM.shape[1]) < counts_B[:, None]
         blocks = table_BM[inside_BM]
         span = int(blocks.max()) + 1
-        gathered = len(blocks) * 2 < span
+        gathered = len(blocks) * 2 < span or bool((np.bincount(blocks) > 1).any())
         if gathered:
             places = np.zeros_like(table_BM)
             places[inside_BM] = np.arange(len(blocks))

@@ -12,15 +12,17 @@ from torch import Tensor
 from tolbuild.config import ModelConfig
 from tolserve.engine.config import EngineConfig
 from tolserve.engine.detokenise import Decoder
+from tolserve.engine.early_exit import EarlyExit
 from tolserve.engine.engine import Engine
 from tolserve.engine.executor import Executor
 from tolserve.engine.expand import LayerExpansion, MemoryTerms, make_terms
 from tolserve.engine.kv_cache import KVCache
 from tolserve.engine.model import StepModel
+from tolserve.engine.prefix import PrefixCache, prefix_root
 from tolserve.engine.rows import RowFeed, codes_tensor
 from tolserve.engine.verify import RecomputeRow, RowVerifier
 from tolserve.engine.weights import ModelWeights, TensorSource, load_weights
-from tolserve.memory.source import RowSource
+from tolserve.memory.source import CachingSource, RowSource
 from tolserve.memory.spec import BandSpec, RowSpec
 
 _PIN_ROWS = 1024
@@ -73,23 +75,40 @@ def make_engine(
             embedding_VD=weights.embedding_VD, layers=layers, norm_D=weights.norm_D, head_DV=weights.head_DV
         )
     model = StepModel(shape, weights, _cache(shape, config, device), terms)
+    prefix = None
+    if config.prefix_cache:
+        prefix = PrefixCache(model.cache, prefix_root(shape, config, None if source is None else source.spec))
     feed = RowFeed(source, model.bands) if source is not None and model.bands else None
     verifier = None
     if config.verify_every and terms is not None:
         if checks is None:
             raise ValueError("verify_every needs the checkpoint's memory networks to compare with; none were given")
         verifier = RowVerifier(terms, expansions, checks.recompute, checks.bounds, config.verify_every)
-    executor = make_executor(model, feed, config)
-    return Engine(model, config, executor=executor, feed=feed, tokenizer=tokenizer, verifier=verifier)
+    executor = make_executor(model, feed, config, _early_exit(model, feed, source, config))
+    return Engine(model, config, executor=executor, feed=feed, tokenizer=tokenizer, verifier=verifier, prefix=prefix)
 
 
-def make_executor(model: StepModel, feed: RowFeed | None, config: EngineConfig) -> Executor:
+def make_executor(
+    model: StepModel, feed: RowFeed | None, config: EngineConfig, early_exit: EarlyExit | None = None
+) -> Executor:
     """Eager execution on a CPU, captured decode steps on a GPU."""
     if model.device.type != "cuda":
-        return Executor(model, feed)
+        return Executor(model, feed, early_exit)
     from tolserve.engine.graphs import GraphExecutor
 
-    return GraphExecutor(model, feed, config.max_num_seqs)
+    return GraphExecutor(model, feed, config.max_num_seqs, early_exit)
+
+
+def _early_exit(
+    model: StepModel, feed: RowFeed | None, source: RowSource | None, config: EngineConfig
+) -> EarlyExit | None:
+    if not config.speculative_rows:
+        return None
+    if feed is None or not isinstance(source, CachingSource):
+        raise ValueError(
+            f"speculative_rows is {config.speculative_rows}, but no row of this engine has to be brought from elsewhere"
+        )
+    return EarlyExit(model, feed, config.speculative_rows)
 
 
 def load_pinned(source: RowSource, bands: tuple[BandSpec, ...], device: torch.device) -> dict[int, Tensor]:

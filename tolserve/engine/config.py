@@ -12,7 +12,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Settings of one engine; the counts bound memory, the last five say where and how it computes.
+    """Settings of one engine: bounds of its memory, what it reuses, and where and how it computes.
 
     Attributes:
         block_size: tokens in one block of the KV cache.
@@ -23,6 +23,8 @@ class EngineConfig:
         alpha: factor on every layer's memory term; 1 is the model as trained.
         drop_layers: layers whose memory term is left out.
         pinned_bands: the first bands held on the device for every token and never requested.
+        prefix_cache: keep full blocks of the KV cache for later requests that begin with the same tokens.
+        speculative_rows: rows of so many likely next tokens a sequence are requested in mid-step; 0 guesses nothing.
         verify_every: recompute one row of every n-th step from the checkpoint and compare; 0 never does.
         dtype: of weights and activations; bfloat16 needs a GPU to be of use.
         device: a torch device, "cpu" or "cuda".
@@ -39,6 +41,8 @@ class EngineConfig:
     alpha: float = 1.0
     drop_layers: tuple[int, ...] = ()
     pinned_bands: int = 0
+    prefix_cache: bool = True
+    speculative_rows: int = 0
     verify_every: int = 0
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
@@ -52,7 +56,7 @@ class EngineConfig:
                 f"max_num_batched_tokens {self.max_num_batched_tokens} is below max_num_seqs {self.max_num_seqs}: "
                 "a step could not decode every sequence"
             )
-        for name in ("alpha", "pinned_bands", "verify_every"):
+        for name in ("alpha", "pinned_bands", "speculative_rows", "verify_every"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
         if any(layer < 0 for layer in self.drop_layers):

@@ -13,10 +13,12 @@ from torch import Tensor
 from tolbuild.table.errors import StoreError, ToLError
 from tolserve.engine.batch import StepBatch, make_batch
 from tolserve.engine.config import EngineConfig
+from tolserve.engine.deadlines import Deadlines, deadline_error
 from tolserve.engine.detokenise import Decoder, IncrementalText
 from tolserve.engine.executor import Executor
 from tolserve.engine.model import StepModel
-from tolserve.engine.outputs import finish_reason, output_of
+from tolserve.engine.outputs import ended, finish_reason, output_of
+from tolserve.engine.prefix import PrefixCache
 from tolserve.engine.request import RequestOutput, RowsUnavailableError, SamplingParams, TokenOutput
 from tolserve.engine.rows import RowFeed, StepRows
 from tolserve.engine.sampler import sample, score, score_ranges
@@ -33,14 +35,15 @@ class Counters:
     step_s: float = 0.0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    num_expired: int = 0
 
 
 class Engine:
     """Continuous batching over one `StepModel`.
 
     `feed` requests the looked-up rows (None where the model receives none), `tokenizer` gives text and stop strings
-    (None: token ids only). Requests are independent of each other: a request's tokens do not depend on its batch
-    beyond rounding.
+    (None: token ids only), `prefix` reuses what is in the model's cache (None: nothing is). Requests are independent
+    of each other: a request's tokens do not depend on its batch or on what was reused, beyond rounding.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Engine:
         feed: RowFeed | None = None,
         tokenizer: Decoder | None = None,
         verifier: RowVerifier | None = None,
+        prefix: PrefixCache | None = None,
     ) -> None:
         self.config = config
         self.model = model
@@ -59,7 +63,8 @@ class Engine:
         self._feed = feed
         self._tokenizer = tokenizer
         self._verifier = verifier
-        self._scheduler = Scheduler(config, model.cache)
+        self._scheduler = Scheduler(config, model.cache, prefix)
+        self._deadlines = Deadlines()
         self._sequences: dict[str, Sequence] = {}
         self._counters = Counters()
 
@@ -85,6 +90,7 @@ class Engine:
         sequence = Sequence(request_id, prompt_token_ids, params, text)
         self._sequences[request_id] = sequence
         self._scheduler.add(sequence)
+        self._deadlines.add(sequence, time.monotonic())
 
     def cancel(self, request_id: str) -> RequestOutput | None:
         """End a request and free what it holds.
@@ -96,7 +102,7 @@ class Engine:
         if sequence is None:
             return None
         self._forget(sequence)
-        return RequestOutput(request_id=request_id, tokens=(), finished=True, finish_reason="abort", bill=sequence.bill)
+        return ended(sequence, "abort")
 
     def has_work(self) -> bool:
         """Whether a step would compute anything."""
@@ -106,25 +112,27 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Compute one step; outputs of the requests that it moved on.
 
-        A row fetch that fails ends the requests of the step with finish reason "error"; the others go on.
+        A row fetch that fails ends the requests of the step with finish reason "error"; the others go on. So does a
+        deadline that has passed its own request, before the step.
         """
         began = time.perf_counter()
+        late = self._expire()
         plan = self._scheduler.schedule()
         if not plan:
-            return []
+            return late
         if self.model.device.type == "cpu":
             self.model.cache.compact()
         batch = make_batch(plan, self.model.cache)
         try:
             tokens = self._compute(plan, batch)
         except ToLError as error:
-            return self._fail(batch, error)
+            return late + self._fail(batch, error)
         outputs = self._advance(plan, batch, tokens)
         self._counters.num_steps += 1
         self._counters.step_s += time.perf_counter() - began
         self._counters.prompt_tokens += sum(chunk.length for chunk in plan.chunks)
         self._counters.generation_tokens += len(tokens)
-        return outputs
+        return late + outputs
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start and the state now, for metrics."""
@@ -137,6 +145,9 @@ class Engine:
             "num_preemptions": self._scheduler.num_preemptions,
             **asdict(self._counters),
         }
+        prefix = self._scheduler.prefix
+        if prefix is not None:
+            numbers["prefix_cache"] = {"num_queries": prefix.num_queries, "num_hits": prefix.num_hits}
         if self._feed is not None:
             numbers["rows"] = asdict(self._feed.totals)
         if self._verifier is not None:
@@ -193,10 +204,7 @@ class Engine:
             known.extend(score(logits_SV, targets, [alternatives] * len(targets)))
 
     def _advance(self, plan: StepPlan, batch: StepBatch, tokens: list[TokenOutput]) -> list[RequestOutput]:
-        for sequence in plan.decodes:
-            sequence.num_computed += 1
-        for chunk in plan.chunks:
-            chunk.sequence.num_computed += chunk.length
+        self._scheduler.advance(plan)
         sampled = iter(tokens)
         moved: list[tuple[Sequence, TokenOutput | None]] = []
         for sequence in batch.sampled:
@@ -219,16 +227,18 @@ class Engine:
         outputs = []
         for sequence, _ in batch.owners:
             self._forget(sequence)
-            outputs.append(
-                RequestOutput(
-                    request_id=sequence.request_id,
-                    tokens=(),
-                    finished=True,
-                    finish_reason="error",
-                    bill=sequence.bill,
-                    error=shown,
-                )
-            )
+            outputs.append(ended(sequence, "error", shown))
+        return outputs
+
+    def _expire(self) -> list[RequestOutput]:
+        """End the requests whose deadline has passed."""
+        outputs = []
+        for sequence in self._deadlines.passed(time.monotonic()):
+            if self._sequences.get(sequence.request_id) is sequence:
+                error = deadline_error(sequence)
+                self._forget(sequence)
+                outputs.append(ended(sequence, "error", error))
+        self._counters.num_expired += len(outputs)
         return outputs
 
     def _forget(self, sequence: Sequence) -> None:

@@ -7,23 +7,37 @@ from torch import Tensor
 
 from tolserve.engine.attention import ChunkTensors, DecodeAttention, InPlaceDecode
 from tolserve.engine.batch import IntArray, StepBatch
+from tolserve.engine.early_exit import EarlyExit
 from tolserve.engine.flow import StepTensors
 from tolserve.engine.model import StepModel
 from tolserve.engine.rows import RowFeed, StepRows
 
 
 class Executor:
-    """Eager execution of any step of a `StepModel`; `feed` is None for a model that receives no rows."""
+    """Eager execution of any step of a `StepModel`.
 
-    def __init__(self, model: StepModel, feed: RowFeed | None) -> None:
+    `feed` is None for a model that receives no rows, `early_exit` where no row is requested by guess.
+    """
+
+    def __init__(self, model: StepModel, feed: RowFeed | None, early_exit: EarlyExit | None = None) -> None:
         self.model = model
         self.feed = feed
+        self.early_exit = early_exit
         heads = torch.arange(model.config.num_key_value_heads, device=model.device)
         self._head_offsets = heads * model.cache.block_size
 
     def run(self, batch: StepBatch, rows: StepRows | None) -> Tensor:
         """The residual stream [N, D] behind the last layer."""
-        return self.model.forward(self.tensors(batch), lambda band: self.receive(rows, band))
+
+        def watch(segment: int, x_ND: Tensor) -> None:
+            self.passed(segment, x_ND, batch)
+
+        return self.model.forward(self.tensors(batch), lambda band: self.receive(rows, band), watch)
+
+    def passed(self, segment: int, x_ND: Tensor, batch: StepBatch) -> None:
+        """Guess the next tokens where `segment` is the one behind which that is done."""
+        if self.early_exit is not None and segment == self.early_exit.segment:
+            self.early_exit.guess(x_ND, batch)
 
     def receive(self, rows: StepRows | None, band: int) -> Tensor:
         """A band's rows as stored [N, num_items] on the device, once they are there."""

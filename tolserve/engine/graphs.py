@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tolserve.engine.attention import DecodeAttention
 from tolserve.engine.batch import IntArray, StepBatch
+from tolserve.engine.early_exit import EarlyExit
 from tolserve.engine.executor import Executor
 from tolserve.engine.flow import Flow, StepTensors
 from tolserve.engine.model import StepModel
@@ -50,8 +51,10 @@ class CapturedDecode:
 class GraphExecutor(Executor):
     """Runs pure decode steps from captured graphs and all others eagerly."""
 
-    def __init__(self, model: StepModel, feed: RowFeed | None, max_num_seqs: int) -> None:
-        super().__init__(model, feed)
+    def __init__(
+        self, model: StepModel, feed: RowFeed | None, max_num_seqs: int, early_exit: EarlyExit | None = None
+    ) -> None:
+        super().__init__(model, feed, early_exit)
         self._copies = torch.cuda.Stream(model.device)  # type: ignore[no-untyped-call,unused-ignore]
         self._pool = torch.cuda.graph_pool_handle()
         self._captured: dict[int, CapturedDecode] = {}
@@ -72,7 +75,8 @@ class GraphExecutor(Executor):
         captured.fill(batch, self.model.cache.num_blocks)
         stream = torch.cuda.current_stream(self.model.device)
         self._copies.wait_stream(stream)
-        for segment, graph in zip(self.model.segments, captured.graphs, strict=True):
+        hidden_ND = captured.flow.x_ND[:count]
+        for index, (segment, graph) in enumerate(zip(self.model.segments, captured.graphs, strict=True)):
             if segment.band is not None:
                 assert rows is not None
                 with torch.cuda.stream(self._copies):
@@ -80,7 +84,7 @@ class GraphExecutor(Executor):
                     captured.codes[segment.band][:count].copy_(codes, non_blocking=True)
                 stream.wait_stream(self._copies)
             graph.replay()
-        hidden_ND = captured.flow.x_ND[:count]
+            self.passed(index, hidden_ND, batch)
         self._last = hidden_ND, captured.logits_BV[:count]
         return hidden_ND
 

@@ -53,13 +53,25 @@ class StepModel:
         """Bands that a step waits for, in order."""
         return tuple(s.band for s in self.segments if s.band is not None)
 
-    def forward(self, step: StepTensors, receive: Callable[[int], Tensor]) -> Tensor:
-        """The residual stream [N, D] behind the last layer; `receive(band)` gives rows as stored when due."""
+    def forward(
+        self,
+        step: StepTensors,
+        receive: Callable[[int], Tensor],
+        watch: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """The residual stream [N, D] behind the last layer.
+
+        Args:
+            receive: gives a band's rows as stored when they are due.
+            watch: is shown each segment's number and the residual stream behind it, which the next one overwrites.
+        """
         flow = self.begin(step)
-        for segment in self.segments:
+        for index, segment in enumerate(self.segments):
             if segment.band is not None:
                 flow.received[segment.band] = receive(segment.band)
             self.run(segment, flow)
+            if watch is not None:
+                watch(index, flow.x_ND)
         return flow.x_ND
 
     def begin(self, step: StepTensors) -> Flow:

@@ -39,4 +39,18 @@ def output_of(sequence: Sequence, token: TokenOutput | None) -> RequestOutput:
         finish_reason=sequence.finish_reason,
         prompt_logprobs=tuple(sequence.prompt_logprobs) if first else None,
         bill=sequence.bill if sequence.finish_reason is not None else None,
+        num_reused=sequence.num_reused or 0,
+    )
+
+
+def ended(sequence: Sequence, reason: FinishReason, error: Exception | None = None) -> RequestOutput:
+    """The last output of a request that ends before its time."""
+    return RequestOutput(
+        request_id=sequence.request_id,
+        tokens=(),
+        finished=True,
+        finish_reason=reason,
+        bill=sequence.bill,
+        num_reused=sequence.num_reused or 0,
+        error=error,
     )

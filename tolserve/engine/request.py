@@ -19,9 +19,13 @@ class RowsUnavailableError(ConnectionError):
     """Rows that a request needs did not come in time; a later try can succeed."""
 
 
+class DeadlineError(Exception):
+    """A request's own deadline passed before its end."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How one request's tokens are chosen.
+    """How one request's tokens are chosen, and when.
 
     Attributes:
         max_tokens: tokens to generate at most; 0 only evaluates the prompt.
@@ -34,6 +38,8 @@ class SamplingParams:
         logprobs: alternatives to report with each sampled token (0: the token's own only); None reports nothing.
         prompt_logprobs: the same for the prompt's tokens.
         ignore_eos: go on after the end-of-sequence token.
+        priority: requests with a lower one go first and are preempted last.
+        deadline_s: seconds after which the request ends with a `DeadlineError`; None is never.
 
     Raises:
         ValueError: a value outside its range, by name.
@@ -49,6 +55,8 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     ignore_eos: bool = False
+    priority: int = 0
+    deadline_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens < 0:
@@ -63,6 +71,8 @@ class SamplingParams:
             raise ValueError(f"seed is {self.seed}; it must be in [0, 2^64)")
         if any(not text for text in self.stop):
             raise ValueError("a stop string is empty")
+        if self.deadline_s is not None and not self.deadline_s > 0:
+            raise ValueError(f"deadline_s is {self.deadline_s}; it must be positive")
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= MAX_LOGPROBS:
@@ -94,11 +104,13 @@ class MemoryCharge:
     Rows are counted a token position and step (`rows_needed`) and once for each distinct token id of the request in a
     step (`rows_unique`). Hits and bytes of a step are shared by the rows that each of its requests needed; the times
     are those of the steps that the request took part in: `fetch_ms` from asking for rows to taking their last band,
-    `stall_ms` that layers waited for one.
+    `stall_ms` that layers waited for one. `rows_guessed` were requested in advance by speculation, shared as bytes are;
+    those that a step then needed are hits of the tier "guess", the bytes of all are in `bytes_moved`.
     """
 
     rows_needed: int = 0
     rows_unique: int = 0
+    rows_guessed: float = 0.0
     hits_by_tier: dict[str, float]
     bytes_moved: float = 0.0
     fetch_ms: float = 0.0
@@ -114,6 +126,7 @@ class RequestOutput:
         text: the new text; it can lag the tokens while a stop string or a character is incomplete.
         prompt_logprobs: once, with the first output: one entry a prompt token, None for the first.
         bill: with the last output, what the request's rows cost; None for a model without memory.
+        num_reused: prompt tokens that were not computed since the KV cache had them; the last output counts.
         error: why `finish_reason` is "error"; a `RowsUnavailableError` where trying again makes sense.
         since_first_s: for several steps' outputs in one, the time from the first of them to the last.
     """
@@ -125,5 +138,6 @@ class RequestOutput:
     finish_reason: FinishReason | None = None
     prompt_logprobs: Sequence[TokenOutput | None] | None = None
     bill: MemoryCharge | None = None
+    num_reused: int = 0
     error: Exception | None = None
     since_first_s: float = 0.0

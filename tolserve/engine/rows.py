@@ -7,7 +7,7 @@ at its end); what is missing is requested when the step starts. Rows are read wh
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,12 @@ from tolbuild.table.errors import ToLError
 from tolserve.engine.request import MemoryCharge
 from tolserve.memory.bill import MemoryBill
 from tolserve.memory.cached import distinct
-from tolserve.memory.source import RowSource
+from tolserve.memory.source import CachingSource, RowSource
 
 IntArray = NDArray[np.int64]
+
+_GUESS = "guess"
+"""The kind of a request made by guess, and the tier of its rows that a step needed."""
 
 
 def codes_tensor(rows: Any, coding: RowCoding) -> Tensor:
@@ -39,12 +42,21 @@ class _Request:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Guess:
+    """A request made by guess and how many of its rows the step needs; none, and it is not among the step's."""
+
+    request: _Request
+    num_needed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepRows:
     """Rows of one step: the requests for them, and for each token the place of its row in the source's pools."""
 
     requests: list[_Request]
     row_index_N: IntArray
     num_unique: int
+    guess: _Guess | None = None
 
 
 @dataclass(kw_only=True)
@@ -53,15 +65,17 @@ class RowTotals:
 
     rows_needed: int = 0
     rows_unique: int = 0
+    rows_guessed: float = 0.0
+    guess_bytes: float = 0.0
     bytes_moved: float = 0.0
     fetch_ms: float = 0.0
     stall_ms: float = 0.0
-    hits_by_tier: dict[str, int] = field(default_factory=dict)
+    hits_by_tier: dict[str, float] = field(default_factory=dict)
 
 
 class RowFeed:
     """Requests and receives the rows of steps from one source. At most two requests are ahead at a time, each for no
-    more ids than a step has tokens: that bounds the staging buffers.
+    more ids than a step has tokens, and one made by guess: that bounds the staging buffers.
     """
 
     def __init__(self, source: RowSource, bands: tuple[int, ...]) -> None:
@@ -83,16 +97,38 @@ class RowFeed:
         stale = self._ahead.pop(kind, None)
         if stale is not None:
             self._source.release(stale.handle)
-        ids = distinct(np.array(token_ids, np.int64))
+        self._request_ahead(kind, self._not_ahead(np.array(token_ids, np.int64)))
+
+    def guess(self, token_ids: IntArray) -> None:
+        """Request those of the rows that are absent, once between two steps; the source is a `CachingSource`."""
+        assert isinstance(self._source, CachingSource)
+        assert _GUESS not in self._ahead
+        self._request_ahead(_GUESS, self._source.absent(self._not_ahead(token_ids)))
+
+    def _not_ahead(self, token_ids: IntArray) -> IntArray:
+        ids = distinct(token_ids)
         for other in self._ahead.values():
             ids = ids[~np.isin(ids, other.ids, assume_unique=True)]
+        return ids
+
+    def _request_ahead(self, kind: str, ids: IntArray) -> None:
         if len(ids):
             with contextlib.suppress(ToLError):
                 self._ahead[kind] = self._request(ids)
 
     def begin(self, token_ids_N: IntArray) -> StepRows:
-        """Gather a step's requests: those ahead that have some of its rows, and one for the rest."""
-        return self._begin_with_the_one_ahead(token_ids_N) or self._begin_with_any(token_ids_N)
+        """Gather a step's requests: those ahead that have some of its rows, and one for the rest.
+
+        What was requested by guess and is not needed is let go.
+        """
+        guessed = self._ahead.get(_GUESS)
+        rows = self._begin_with_the_one_ahead(token_ids_N) or self._begin_with_any(token_ids_N)
+        if guessed is None:
+            return rows
+        if self._ahead.pop(_GUESS, None) is not None:
+            self._source.release(guessed.handle)
+        num_needed = int(np.count_nonzero(np.isin(guessed.ids, token_ids_N)))
+        return replace(rows, guess=_Guess(request=guessed, num_needed=num_needed))
 
     def _begin_with_the_one_ahead(self, token_ids_N: IntArray) -> StepRows | None:
         """The usual decode step, whose tokens were requested when they were sampled; None for any other."""
@@ -134,21 +170,29 @@ class RowFeed:
 
     def charge(self, rows: StepRows, num_tokens: int) -> MemoryCharge:
         """What a step's rows cost all its requests together; called once, before `release`."""
-        bills: list[MemoryBill] = [request.handle.bill for request in rows.requests]
+        guess = rows.guess
+        asked = [request for request in rows.requests if guess is None or request is not guess.request]
+        bills: list[MemoryBill] = [request.handle.bill for request in asked]
         hits: dict[str, float] = {}
         for bill in bills:
             for tier, count in bill.hits_by_tier.items():
                 hits[tier] = hits.get(tier, 0) + count
-                self.totals.hits_by_tier[tier] = self.totals.hits_by_tier.get(tier, 0) + count
+        if guess is not None:
+            bills.append(guess.request.handle.bill)
+            hits[_GUESS] = guess.num_needed
+            self.totals.guess_bytes += bills[-1].bytes_moved
+        for tier in hits:
+            self.totals.hits_by_tier[tier] = self.totals.hits_by_tier.get(tier, 0) + hits[tier]
         charge = MemoryCharge(
             rows_needed=num_tokens,
             rows_unique=rows.num_unique,
+            rows_guessed=0.0 if guess is None else float(len(guess.request.ids)),
             hits_by_tier=hits,
             bytes_moved=sum(bill.bytes_moved for bill in bills),
             fetch_ms=max((bill.fetch_ms for bill in bills), default=0.0),
             stall_ms=sum(bill.stall_ms for bill in bills),
         )
-        for name in ("rows_needed", "rows_unique", "bytes_moved", "fetch_ms", "stall_ms"):
+        for name in ("rows_needed", "rows_unique", "rows_guessed", "bytes_moved", "fetch_ms", "stall_ms"):
             setattr(self.totals, name, getattr(self.totals, name) + getattr(charge, name))
         return charge
 

@@ -1,21 +1,27 @@
 """Which tokens the next step computes: continuous batching with chunked prefill over a bounded KV cache.
 
-Every running sequence that needs one token gets it first; what is left of the token budget goes to unfinished prompts
-in order of arrival, and then to waiting requests whose whole sequence fits into free blocks. When a decoding sequence
-finds no block, the last arrived one is preempted: its blocks are given back and it waits, first in line, to be
-computed again from its own tokens.
+Requests go by rank: the lower priority first, then the older. Every running sequence that needs one token gets it
+first; what is left of the token budget goes to unfinished prompts and to waiting requests whose whole sequence fits
+into free blocks, by rank, and none overtakes one of its priority. When a decoding sequence finds no block, the running
+one of the last rank is preempted: its blocks are given back and it waits in the place of its rank, before newer ones,
+to be computed again from its own tokens. A request that finds no room preempts those of a less urgent priority.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import attrgetter
 
 from tolserve.engine.config import EngineConfig
 from tolserve.engine.kv_cache import KVCache
+from tolserve.engine.prefix import PrefixCache
 from tolserve.engine.sequence import Sequence
+
+_BY_RANK = attrgetter("rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +49,16 @@ class StepPlan:
 
 
 class Scheduler:
-    """Owns the queues and the KV cache's rows and blocks."""
+    """Owns the queues, both by rank, and the KV cache's rows and blocks; `prefix` is None where nothing is reused."""
 
-    def __init__(self, config: EngineConfig, cache: KVCache) -> None:
+    def __init__(self, config: EngineConfig, cache: KVCache, prefix: PrefixCache | None = None) -> None:
         self.config = config
         self.cache = cache
-        self.waiting: deque[Sequence] = deque()
+        self.prefix = prefix
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self._num_added = 0
 
     def check_fits(self, num_prompt: int, max_tokens: int) -> None:
         """Refuse what could never be computed.
@@ -73,7 +81,9 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence that `check_fits` accepted."""
-        self.waiting.append(sequence)
+        self._num_added += 1
+        sequence.arrival = self._num_added
+        insort(self.waiting, sequence, key=_BY_RANK)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a finished or cancelled sequence and give back what it holds."""
@@ -85,18 +95,24 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """The next step; empty where nothing is left to do. Blocks for its tokens are taken."""
+        self._make_way()
         decodes = self._schedule_decodes()
+        if len(decodes) == len(self.running) and not self.waiting:
+            return StepPlan(decodes=decodes)
         budget = self.config.max_num_batched_tokens - len(decodes)
-        chunks = []
-        for sequence in self.running:
-            if sequence.num_uncomputed > 1 and budget > 0:
-                chunks.append(Chunk(sequence=sequence, length=min(budget, sequence.num_uncomputed)))
-                budget -= chunks[-1].length
-        while budget > 0 and self.waiting and self._admit(self.waiting[0]):
-            sequence = self.waiting.popleft()
-            chunks.append(Chunk(sequence=sequence, length=min(budget, sequence.num_uncomputed)))
-            budget -= chunks[-1].length
-        return StepPlan(decodes=decodes, chunks=chunks)
+        return StepPlan(decodes=decodes, chunks=self._schedule_chunks(budget))
+
+    def advance(self, plan: StepPlan) -> None:
+        """A planned step is computed: the cache has its tokens' keys and values, which others may reuse."""
+        prefix, block_size = self.prefix, self.config.block_size
+        for sequence in plan.decodes:
+            sequence.num_computed += 1
+            if prefix is not None and sequence.num_computed % block_size == 0:
+                prefix.publish(sequence)
+        for chunk in plan.chunks:
+            chunk.sequence.num_computed += chunk.length
+            if prefix is not None:
+                prefix.publish(chunk.sequence)
 
     def upcoming(self, plan: StepPlan) -> list[int]:
         """Token ids that the step after `plan` will probably prefill, at most one step's budget."""
@@ -104,21 +120,36 @@ class Scheduler:
         taken = {id(chunk.sequence): chunk.length for chunk in plan.chunks}
         decoding = {id(sequence) for sequence in plan.decodes}
         ids: list[int] = []
-        for sequence in chain(self.running, self._admissible()):
+        for sequence, start in chain(((one, one.num_computed) for one in self.running), self._admissible()):
             if id(sequence) not in decoding:
-                start = sequence.num_computed + taken.get(id(sequence), 0)
-                ids.extend(sequence.tokens[start : start + budget - len(ids)])
+                first = start + taken.get(id(sequence), 0)
+                ids.extend(sequence.tokens[first : first + budget - len(ids)])
             if len(ids) >= budget:
                 break
         return ids
 
-    def _admissible(self) -> Iterator[Sequence]:
+    def _admissible(self) -> Iterator[tuple[Sequence, int]]:
+        """Waiting sequences for which there is room, with the first token that would be computed of each."""
         free = self.cache.num_free_blocks
         for sequence in self.waiting:
             free -= self.cache.blocks_for(len(sequence.tokens))
             if free < 0 or not self.cache.has_free_row:
                 return
-            yield sequence
+            yield sequence, len(self._reusable(sequence)) * self.cache.block_size
+
+    def _make_way(self) -> None:
+        """Preempt less urgent requests for the first that waits, where that gives it room."""
+        if not self.waiting or not self.running:
+            return
+        head = self.waiting[0]
+        urgency = head.params.priority
+        if self.running[-1].params.priority <= urgency or self._has_room(head, self._reusable(head)):
+            return
+        rows = [one.row for one in self.running if one.params.priority > urgency and one.row is not None]
+        if self.cache.num_free_blocks + self.cache.num_freed_by(rows) < self.cache.blocks_for(len(head.tokens)):
+            return
+        while not self._has_room(head, self._reusable(head)):
+            self._preempt(self.running[-1])
 
     def _schedule_decodes(self) -> list[Sequence]:
         decodes: list[Sequence] = []
@@ -137,19 +168,54 @@ class Scheduler:
                 decodes.append(sequence)
         return decodes
 
+    def _schedule_chunks(self, budget: int) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        unfinished = deque(one for one in self.running if one.num_uncomputed > 1)
+        while budget > 0:
+            sequence = self._next_to_prefill(unfinished)
+            if sequence is None:
+                break
+            chunks.append(Chunk(sequence=sequence, length=min(budget, sequence.num_uncomputed)))
+            budget -= chunks[-1].length
+        return chunks
+
+    def _next_to_prefill(self, unfinished: deque[Sequence]) -> Sequence | None:
+        """By rank, the next unfinished prompt or waiting request that finds room."""
+        if self.waiting and (not unfinished or self.waiting[0].rank < unfinished[0].rank):
+            head = self.waiting[0]
+            if self._admit(head):
+                del self.waiting[0]
+                return head
+        return unfinished.popleft() if unfinished else None
+
+    def _reusable(self, sequence: Sequence) -> list[int]:
+        return [] if self.prefix is None else self.prefix.match(sequence)
+
+    def _has_room(self, sequence: Sequence, reusable: list[int]) -> bool:
+        held = sum(self.cache.pool.num_holders(block) > 0 for block in reusable)
+        need = self.cache.blocks_for(len(sequence.tokens)) - held
+        return self.cache.has_free_row and self.cache.num_free_blocks >= need
+
     def _admit(self, sequence: Sequence) -> bool:
-        if not self.cache.has_free_row or self.cache.num_free_blocks < self.cache.blocks_for(len(sequence.tokens)):
+        if not self.cache.has_free_row:
+            return False
+        reusable = self._reusable(sequence)
+        if not self._has_room(sequence, reusable):
             return False
         sequence.row = self.cache.take_row()
+        self.cache.share(sequence.row, reusable)
         grown = self.cache.grow(sequence.row, len(sequence.tokens))
         assert grown, "blocks were free a moment ago"
-        self.running.append(sequence)
+        sequence.num_computed = len(reusable) * self.cache.block_size
+        if self.prefix is not None:
+            self.prefix.admitted(sequence)
+        insort(self.running, sequence, key=_BY_RANK)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._release(sequence)
-        self.waiting.appendleft(sequence)
+        insort(self.waiting, sequence, key=_BY_RANK)
         self.num_preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tolserve.async_engine import Mailbox, Work, aborted
@@ -19,6 +21,9 @@ CONNECT_TIMEOUT_S = 5.0
 SILENCE_S = 10.0
 """A replica speaks twice a second even when it has nothing to say; one that has not for so long is frozen."""
 
+_LEAST_DEADLINE_S = 1e-6
+"""What is given as left of a deadline that has passed: the engine then says so."""
+
 Address = tuple[str, int]
 
 
@@ -30,6 +35,7 @@ class _Generation:
         self._mailbox = mailbox
         self._index = index
         self._work = work
+        self._began = time.monotonic()
         self._stream = stream
         self._link: ReplicaLink | None = None
         self._wire_id = 0
@@ -45,7 +51,15 @@ class _Generation:
             self._fleet.waiting.append(self)
             self._timer = asyncio.get_running_loop().call_later(self._fleet.deadline_s, self._expire)
             return
-        self._wire_id = self._link.submit(self._work, self._take, stream=self._stream)
+        self._wire_id = self._link.submit(self._work_left(), self._take, stream=self._stream)
+
+    def _work_left(self) -> Work:
+        """The work with what is left of its deadline, of which waiting and a lost replica have taken some."""
+        prompt, params = self._work
+        if params.deadline_s is None:
+            return self._work
+        left_s = params.deadline_s - (time.monotonic() - self._began)
+        return prompt, replace(params, deadline_s=max(left_s, _LEAST_DEADLINE_S))
 
     def resume(self) -> None:
         """Start again, now that there is a replica."""

@@ -14,7 +14,7 @@ import struct
 from dataclasses import asdict, fields
 from typing import Any
 
-from tolserve.engine.request import MemoryCharge, RequestOutput, SamplingParams, TokenOutput
+from tolserve.engine.request import DeadlineError, MemoryCharge, RequestOutput, SamplingParams, TokenOutput
 
 MAX_FRAME_BYTES = 64 << 20
 LENGTH = struct.Struct(">I")
@@ -30,7 +30,8 @@ class RemoteError(Exception):
     """An engine's error, on the gateway's side.
 
     Attributes:
-        kind: "invalid" (the request), "unavailable" (rows could not be had; a later try may work) or "internal".
+        kind: "invalid" (the request), "deadline" (its own has passed), "unavailable" (rows could not be had; a later
+            try may work) or "internal".
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -44,6 +45,8 @@ def error_kind(error: Exception) -> str:
         return error.kind
     if isinstance(error, ValueError):
         return "invalid"
+    if isinstance(error, DeadlineError):
+        return "deadline"
     return "unavailable" if isinstance(error, TimeoutError | ConnectionError) else "internal"
 
 
@@ -111,6 +114,7 @@ def output_to_wire(wire_id: int, output: RequestOutput) -> list[Any]:
     if output.finished:
         rest["finish"] = output.finish_reason
         rest["bill"] = None if output.bill is None else asdict(output.bill)
+        rest["reused"] = output.num_reused
         rest["error"] = None if output.error is None else [error_kind(output.error), str(output.error)]
     if output.since_first_s:
         rest["since_first_s"] = output.since_first_s
@@ -144,6 +148,7 @@ def _full_output(text: str, token_ids: list[int], rest: dict[str, Any]) -> Reque
         finish_reason=rest.get("finish"),
         prompt_logprobs=None if prompt is None else tuple(None if one is None else _token(*one) for one in prompt),
         bill=None if rest.get("bill") is None else MemoryCharge(**rest["bill"]),
+        num_reused=int(rest.get("reused", 0)),
         error=None if error is None else RemoteError(*error),
         since_first_s=float(rest.get("since_first_s", 0.0)),
     )
@@ -164,6 +169,7 @@ def merged(outputs: list[RequestOutput], since_first_s: float) -> RequestOutput:
         finish_reason=last.finish_reason,
         prompt_logprobs=next((one.prompt_logprobs for one in outputs if one.prompt_logprobs is not None), None),
         bill=last.bill,
+        num_reused=last.num_reused,
         error=last.error,
         since_first_s=since_first_s,
     )

@@ -181,6 +181,10 @@ class CachedSource:
             self._use(handle, rows, count - num_missing)
         return handle
 
+    def absent(self, token_ids: Ids) -> Ids:
+        """See `CachingSource.absent`."""
+        return token_ids[self._row_of[token_ids] < 0]
+
     def arrive(self, handle: CachedHandle, band: int) -> None:
         """See `RowSource.arrive`."""
         for stretch in handle.stretches:

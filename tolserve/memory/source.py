@@ -65,6 +65,14 @@ class RowSource(Protocol):
         """Give back connections and memory."""
 
 
+@runtime_checkable
+class CachingSource(RowSource, Protocol):
+    """A source whose rows come from elsewhere, so that asking early can be of use."""
+
+    def absent(self, token_ids: Ids) -> Ids:
+        """Those ids whose rows are neither here nor on their way."""
+
+
 class RowFetcher(Protocol):
     """Brings rows into given memory. One thread at a time uses it."""
 

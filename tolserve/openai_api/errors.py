@@ -9,6 +9,7 @@ _TYPES = {
     401: "invalid_request_error",
     404: "invalid_request_error",
     405: "invalid_request_error",
+    408: "timeout_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
@@ -49,6 +50,11 @@ class ApiError(Exception):
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """A 400 about one field."""
     return ApiError(400, message, param, code)
+
+
+def too_late(message: str) -> ApiError:
+    """A 408: the request's own deadline passed."""
+    return ApiError(408, message, "deadline_s", "deadline_exceeded")
 
 
 def unavailable(message: str, retry_after_s: int = 5) -> ApiError:

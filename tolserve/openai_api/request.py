@@ -12,6 +12,7 @@ from tolserve.openai_api.errors import invalid
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
+MAX_DEADLINE_S = 86_400.0
 MAX_CHOICES = 128
 """Most completions that one request may ask for: prompts times n."""
 
@@ -27,8 +28,9 @@ class StreamOptions(BaseModel):
 class CompletionRequest(BaseModel):
     """A completion request; field names and defaults are the OpenAI API's.
 
-    Beyond it: `top_k`, `stop_token_ids`, `ignore_eos` (as vLLM has them) and `memory_bill`, which asks for what the
-    request's looked-up rows cost in `usage`. The penalties, `logit_bias`, `suffix` and `best_of` are accepted at
+    Beyond it: `top_k`, `stop_token_ids`, `ignore_eos`, `priority` (as vLLM has them: the lower is the more urgent),
+    `deadline_s`, after which the request ends with 408, and `memory_bill`, which asks for what the request's looked-up
+    rows cost in `usage`. The penalties, `logit_bias`, `suffix` and `best_of` are accepted at
     the value that asks for nothing, since clients send them so. `prompt` is checked by `prompts.parse_prompts`.
     """
 
@@ -49,6 +51,8 @@ class CompletionRequest(BaseModel):
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_STOP_STRINGS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     ignore_eos: bool = False
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
+    deadline_s: Annotated[float, Field(gt=0.0, le=MAX_DEADLINE_S)] | None = None
     memory_bill: bool = False
     user: str | None = None
     suffix: Literal[""] | None = None
@@ -130,4 +134,6 @@ def sampling_params(request: CompletionRequest, *, choice: int, vocab_size: int,
         logprobs=request.logprobs,
         prompt_logprobs=request.logprobs if request.echo else None,
         ignore_eos=request.ignore_eos,
+        priority=request.priority,
+        deadline_s=request.deadline_s,
     )

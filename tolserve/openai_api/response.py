@@ -95,6 +95,7 @@ class ChoiceWriter:
 
     Attributes:
         num_tokens: tokens generated so far.
+        num_reused: prompt tokens that the engine had computed before, once it said so.
         bill: what the engine charged, once it said so.
         finish_reason: set by the last output.
     """
@@ -104,6 +105,7 @@ class ChoiceWriter:
         self._echo: str | None = echo_text(prompt, tokenizer) if echo else None
         self._logprobs = LogprobsWriter(tokenizer, prompt.token_ids, self._echo) if logprobs else None
         self.num_tokens = 0
+        self.num_reused = 0
         self.bill: MemoryCharge | None = None
         self.finish_reason: str | None = None
 
@@ -112,6 +114,7 @@ class ChoiceWriter:
         text, logprobs = output.text, None
         self.num_tokens += len(output.tokens)
         self.bill = output.bill or self.bill
+        self.num_reused = output.num_reused
         self.finish_reason = output.finish_reason
         if self._logprobs is not None and self._echo is not None and output.prompt_logprobs is not None:
             logprobs = self._logprobs.write_prompt(output.prompt_logprobs)
@@ -123,13 +126,18 @@ class ChoiceWriter:
 
 
 def usage(prompts: Sequence[Prompt], writers: Sequence[ChoiceWriter], *, with_bill: bool) -> dict[str, Any]:
-    """Token counts of a request and, where asked, the sum of what its choices' rows cost."""
+    """Token counts of a request and, where asked, the sum of what its choices' rows cost.
+
+    `cached_tokens` of a prompt are those of its first choice, as its tokens are counted once.
+    """
     prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+    choices = len(writers) // len(prompts)
     completion_tokens = sum(writer.num_tokens for writer in writers)
     out: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(writer.num_reused for writer in writers[::choices])},
     }
     if with_bill:
         out["memory_bill"] = sum_bills([writer.bill for writer in writers])
