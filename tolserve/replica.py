@@ -26,6 +26,8 @@ from tolserve.memory.policy import LRU, CachePolicy, StaticByFrequency
 from tolserve.memory.source import RowFetcher, RowSource
 from tolserve.memory.spec import RowSpec
 from tolserve.serve_config import ServeConfig, max_model_len
+from tolserve.transport.choose import make_transport
+from tolserve.transport.link import Transport
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +74,16 @@ class Rows:
     client: PartitionedClient | None = None
 
 
-def open_rows(config: ServeConfig, shape: ModelConfig, version: int | None, addresses: Addresses) -> Rows:
+def open_rows(
+    config: ServeConfig,
+    shape: ModelConfig,
+    version: int | None,
+    addresses: Addresses,
+    transport: Transport | None = None,
+) -> Rows:
     """The rows of `config`: none, on this node, or on the memory nodes at `addresses` behind a cache that is warm.
+
+    `transport` is what memory nodes are reached by, where `config` does not name one that this process can make.
 
     Raises:
         ValueError: the counts of the cache do not fit the table.
@@ -86,7 +96,9 @@ def open_rows(config: ServeConfig, shape: ModelConfig, version: int | None, addr
     if config.num_partitions == 0:
         with_reader = CachedSource(StoreFetcher(TableStore(table)))
         return Rows(source=DeviceTable.load(with_reader, device=config.device), table=table)
-    client = PartitionedClient(spec, addresses, ClientConfig(deadline_s=config.deadline_s, first_node=os.getpid()))
+    patience = ClientConfig(deadline_s=config.deadline_s, first_node=os.getpid())
+    transport = transport or make_transport(config.transport, config.security)
+    client = PartitionedClient(spec, addresses, patience, transport)
     client.wait_connected(config.deadline_s)
     requested = requested_bands(spec, engine_config(config, shape))
     source = cached(config, spec, client, requested)
@@ -140,15 +152,24 @@ class AttentionReplica:
         host: interface that the link listens on.
         version: of the table.
         addresses: of the memory nodes, at least one a partition.
+        transport: see `open_rows`.
 
     Raises:
         ValueError: checkpoint, table and settings do not fit each other.
         ToLError: checkpoint or table cannot be read, or memory nodes cannot be reached.
     """
 
-    def __init__(self, config: ServeConfig, *, host: str, version: int | None, addresses: Addresses) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        host: str,
+        version: int | None,
+        addresses: Addresses,
+        transport: Transport | None = None,
+    ) -> None:
         shape = open_checkpoint(config.checkpoint).config
-        self._rows = open_rows(config, shape, version, addresses)
+        self._rows = open_rows(config, shape, version, addresses, transport)
         self._known = addresses
         engine = build_engine(
             config.checkpoint, self._rows.source, engine_config(config, shape), table=self._rows.table

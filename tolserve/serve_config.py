@@ -14,8 +14,12 @@ from pydantic import TypeAdapter, ValidationError
 from tolbuild.config import ModelConfig
 from tolserve.memory.node import check_mappable
 from tolserve.openai_api.prompts import ModelInfo
+from tolserve.transport.choose import TransportName
+from tolserve.transport.security import Security
 
+_SECURITY = tuple(field.name for field in fields(Security))
 _OF_MEMORY_NODES = {"replication", "keep", "cache_bytes", "cache_share", "cache_policy", "cache_counts"}
+_OF_MEMORY_NODES |= {"transport", *_SECURITY}
 """Settings that say nothing where every attention node holds all rows."""
 
 
@@ -87,6 +91,18 @@ class ServeConfig:
     """How long a request waits for a node that is down before it is answered with 503."""
     keep: Literal["ram", "mapped"] = "ram"
     """Memory nodes load their rows into RAM, or map the files of a table on their own machine."""
+    transport: TransportName = "tcp"
+    """How rows travel from memory to attention nodes: by TCP, Arrow Flight, or Ray actor calls."""
+    tls_cert: str | None = None
+    """PEM certificate chain of the nodes, for mutual TLS between them; the files are at these paths on every node."""
+    tls_key: str | None = None
+    """PEM private key of that certificate."""
+    tls_ca: str | None = None
+    """PEM certificates of the authorities that sign the nodes' certificates."""
+    tls_name: str = ""
+    """Name in the nodes' certificates; left out, each carries the address that it is reached by."""
+    token_file: str | None = None
+    """A file whose first line is the token that memory nodes ask for."""
 
     def __post_init__(self) -> None:
         least = {
@@ -118,6 +134,9 @@ class ServeConfig:
         if self.cache_policy == "frequency" and self.cache_counts is None:
             raise ValueError("--cache-policy frequency keeps the most frequent tokens: give --cache-counts")
         self._check_key()
+        is_open = self.security.is_open
+        if self.transport == "ray" and not is_open:
+            raise ValueError("--transport ray has no TLS or token of its own: use RAY_USE_TLS, or --transport tcp")
         self._check_table()
 
     def _check_key(self) -> None:
@@ -168,6 +187,11 @@ class ServeConfig:
         return self.model_name or self.checkpoint.rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
 
     @property
+    def security(self) -> Security:
+        """How memory nodes and their clients prove who they are."""
+        return Security(**{name: getattr(self, name) for name in _SECURITY})
+
+    @property
     def num_partitions(self) -> int:
         """Partitions on memory nodes; 0 where the rows are on the attention nodes."""
         return 0 if self.table is None else self.memory_nodes
@@ -194,6 +218,9 @@ def settled(config: ServeConfig) -> ServeConfig:
         url = getattr(config, name)
         if url and not urlsplit(url).scheme:
             changes[name] = str(Path(url).absolute())
+    for name in ("tls_cert", "tls_key", "tls_ca", "token_file"):
+        if path := getattr(config, name):
+            changes[name] = str(Path(path).absolute())
     if config.api_key_file is not None:
         changes |= {"api_key": _first_line(config.api_key_file), "api_key_file": None}
     return replace(config, **changes)

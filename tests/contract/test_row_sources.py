@@ -61,6 +61,11 @@ CACHED = [
     Case("tcp", 1, max_ids=7),
     Case("in-process", 2, "lru", max_ids=7),
     Case("tcp", 2, "lru", device_arena=True),
+    Case("flight", 2, "lru"),
+    Case("flight", 1, max_ids=7),
+    Case("secure tcp", 2, "lru"),
+    Case("secure flight", 2, "lru", device_arena=True),
+    Case("ray", 2, "lru"),
 ]
 
 

@@ -85,19 +85,22 @@ class RowService:
         self.served.num_requests += 1
         self.served.num_rows += len(own)
         self.served.num_bytes += length
-        return Answer(length, self._pieces(places, bands))
+        views = self._views(places, bands)
+        if views is None:
+            return Answer(length, self._gathered(places, bands))
+        return Answer(length, self._direct(views), lasting=True)
 
     def refused(self, status: Status) -> None:
         """See `Responder.refused`."""
         name = status.name.lower()
         self.served.refused[name] = self.served.refused.get(name, 0) + 1
 
-    def _pieces(self, places: NDArray[np.int64], bands: tuple[int, ...]) -> Iterator[list[memoryview]]:
-        if min([self._row_bytes[band] for band in bands]) >= _DIRECT_BYTES:
-            views = [self._store.views(places, band) for band in bands]
-            if all(part is not None for part in views):
-                return self._direct([part or [] for part in views])
-        return self._gathered(places, bands)
+    def _views(self, places: NDArray[np.int64], bands: tuple[int, ...]) -> list[list[memoryview]] | None:
+        """Rows where they lie, by band; None where they are to be gathered."""
+        if min([self._row_bytes[band] for band in bands]) < _DIRECT_BYTES:
+            return None
+        views = [self._store.views(places, band) for band in bands]
+        return [part or [] for part in views] if all(part is not None for part in views) else None
 
     def _direct(self, views: list[list[memoryview]]) -> Iterator[list[memoryview]]:
         waiting: list[memoryview] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -10,12 +11,16 @@ from ray.serve.handle import DeploymentHandle
 from tolserve.memory.node import MemoryNode, NodeConfig
 from tolserve.memory.partition import Partition
 from tolserve.on_ray.directory import Membership, ask, node_ip
+from tolserve.on_ray.rows import RayMemoryNode
 from tolserve.serve_config import ServeConfig
 from tolserve.transport.server import ServerConfig
 
 
 class MemoryNodeDeployment:
-    """A replica of one partition: its row server runs in a thread of this process, on a free port."""
+    """A replica of one partition: its row server runs in a thread of this process, on a free port.
+
+    With `transport: ray` the rows are in an actor beside this process instead, which ends with it.
+    """
 
     async def __init__(self, config: ServeConfig, partition: int, directory: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         assert config.table is not None
@@ -26,7 +31,12 @@ class MemoryNodeDeployment:
             keep=config.keep,
             server=ServerConfig(host=node_ip()),
         )
-        self._node = (await asyncio.to_thread(MemoryNode, node)).start()
+        self._node: MemoryNode | RayMemoryNode
+        if config.transport == "ray":
+            self._node = await asyncio.to_thread(RayMemoryNode, node)
+        else:
+            node = replace(node, transport=config.transport, security=config.security)
+            self._node = (await asyncio.to_thread(MemoryNode, node)).start()
         identity = self._node.identity.hex()
         self._membership = Membership(
             directory,
@@ -39,7 +49,9 @@ class MemoryNodeDeployment:
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces this replica when it raises."""
-        if not self._node.alive:
+        if isinstance(self._node, RayMemoryNode):
+            await self._node.check()
+        elif not self._node.alive:
             raise RuntimeError(f"the row server at {self._node.address} ended; the log has the reason")
 
     async def __del__(self) -> None:

@@ -27,10 +27,14 @@ from tolserve.transport.frames import (
 
 
 class Answer(NamedTuple):
-    """Rows being sent: `length` bytes in `pieces`, each some buffers that are valid until the next is asked for."""
+    """Rows being sent: `length` bytes in `pieces`, each some buffers that are valid until the next is asked for.
+
+    `lasting` says that they are never written again, so that they may be sent later.
+    """
 
     length: int
     pieces: Iterator[list[memoryview]]
+    lasting: bool = False
 
 
 class Responder(Protocol):
@@ -63,6 +67,10 @@ class Session:
 
     Usage: receive into `inbox()` and tell `received(count)`; send every piece that `piece()` gives before asking for
     the next; when `closing` is set and `piece()` gives None, end the connection.
+
+    Attributes:
+        admitted: whether whoever is at the other end may ask.
+        lasting: whether the buffers of the last piece stay as they are (`Answer.lasting`).
     """
 
     def __init__(self, responder: Responder) -> None:
@@ -73,6 +81,8 @@ class Session:
         self._head: bytes | None = None
         self._pieces: Iterator[list[memoryview]] | None = None
         self.closing = False
+        self.admitted = True
+        self.lasting = False
 
     def inbox(self) -> memoryview:
         """Where to receive into; never empty while no answer is pending."""
@@ -139,6 +149,7 @@ class Session:
         answer = self._responder.rows(header, ids)
         self._head = pack_response(Status.OK, header.request_id, answer.length)
         self._pieces = answer.pieces
+        self.lasting = answer.lasting
 
     def _refuse(self, status: Status, request_id: int, message: str) -> None:
         text = message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode()
