@@ -20,6 +20,8 @@ from tolserve.transport.link import Address, Transport
 
 _NAME = "test-rows"
 _cluster = contextlib.ExitStack()
+_actors: list[Any] = []
+"""An actor ends when nobody refers to it."""
 
 
 class TestRows(RowCalls):
@@ -38,12 +40,14 @@ class TestRows(RowCalls):
 
 def actor() -> Any:
     """The actor, and the cluster, made when they are first wanted."""
-    if not ray.is_initialized():
+    if not _actors:
         folder = _cluster.enter_context(tempfile.TemporaryDirectory(prefix="tol-ray-"))
         _cluster.enter_context(own_cluster(Path(folder)))
+        _cluster.callback(_actors.clear)
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not find the folder of the tests
-    made: Any = ray.remote(num_cpus=0)(TestRows)
-    return made.options(name=_NAME, namespace=NAMESPACE, get_if_exists=True).remote()
+        remote: Any = ray.remote(num_cpus=0)(TestRows)
+        _actors.append(remote.options(name=_NAME, namespace=NAMESPACE).remote())
+    return _actors[0]
 
 
 def end() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from row_kit import (
 
 from tolserve.transport.delayed import Delayed
 from tolserve.transport.errors import LinkError
-from tolserve.transport.frames import Status
+from tolserve.transport.frames import RESPONSE, Status, unpack_response
 from tolserve.transport.link import Address, Link
 from tolserve.transport.tcp import TcpTransport
 
@@ -91,6 +92,23 @@ def test_a_reader_of_single_bytes_gets_them_in_order(link: Link) -> None:
     link.send(rows_frame(1, ids, (0,)))
     expected = rows_payload(ROWS, ids, (0,))
     assert b"".join(receive_some(link) for _ in range(24 + len(expected)))[24:] == expected
+
+
+def test_bytes_fill_the_views_in_order_whenever_they_come(link: Link) -> None:
+    ids = np.arange(20)
+    expected = rows_payload(ROWS, ids, (0, 1, 2))
+    for request_id in range(100):
+        data = memoryview(bytearray(RESPONSE.size + len(expected)))
+        link.send(rows_frame(request_id, ids, (0, 1, 2)))
+        filled = 0
+        while filled < len(data):
+            cuts = [filled, *(cut for cut in (24, 100, 300) if cut > filled), len(data)]
+            count = link.recv_into(*(data[start:stop] for start, stop in itertools.pairwise(cuts)))
+            filled += count
+            if count == 0:
+                link.wait_readable(1.0)
+        assert unpack_response(data).request_id == request_id
+        assert data[RESPONSE.size :] == expected
 
 
 def test_nothing_comes_unasked_and_waiting_for_it_ends(link: Link) -> None:

@@ -151,12 +151,14 @@ class RayLink:
         total = 0
         for view in views:
             filled = 0
-            while filled < len(view) and (len(self._part) or self._next(total)):
+            while filled < len(view) and (len(self._part) or self._next(total + filled)):
                 count = min(len(self._part), len(view) - filled)
                 view[filled : filled + count] = self._part[:count]
                 self._part = self._part[count:]
                 filled += count
             total += filled
+            if filled < len(view):  # what comes from now on belongs here, not into the next
+                break
         return total
 
     def wait_readable(self, timeout_s: float) -> None:
@@ -206,7 +208,8 @@ class RayTransport:
         try:
             actor = ray.get_actor(actor_name, namespace=NAMESPACE)
             link = uuid.uuid4().hex
-            is_there: bool = ray.get(actor.open.remote(link, place), timeout=timeout_s)
+            opening: Any = actor.open.remote(link, place)
+            is_there = bool(ray.get(opening, timeout=timeout_s))
         except (ValueError, RayError) as error:
             raise LinkError(f"{name} cannot be reached: {first_line(error)}") from error
         if not is_there:

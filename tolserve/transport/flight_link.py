@@ -94,6 +94,8 @@ class FlightLink:
                 else:
                     self._parts[0] = part[count:]
             total += filled
+            if filled < len(view):  # what comes from now on belongs here, not into the next
+                break
         with self._room:
             self._queued -= total
             self._room.notify()
