@@ -99,6 +99,13 @@ class ServedNetwork:
             server.stop()
 
 
+class TcpNetwork(ServedNetwork):
+    """Row servers on sockets that anybody may connect to."""
+
+    def __init__(self) -> None:
+        super().__init__("tcp")
+
+
 class InProcessNetwork:
     """Responders called by the reader."""
 
