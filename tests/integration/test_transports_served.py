@@ -21,17 +21,19 @@ from security_kit import TOKEN, Authority
 from serve_kit import make_served_checkpoint, make_table, serving
 from table_kit import table_spec, write_table
 
+from tolbuild.checkpoint import open_checkpoint
 from tolbuild.table import open_store
 from tolserve.memory.cached import CachedSource
 from tolserve.memory.client import ClientConfig, PartitionedClient
 from tolserve.memory.errors import NodesUnavailableError
-from tolserve.memory.node import NodeConfig
+from tolserve.memory.node import MemoryNode, NodeConfig
 from tolserve.memory.spec import RowSpec
 from tolserve.on_ray.launch import own_cluster
 from tolserve.on_ray.rows import RayMemoryNode, RayTransport
+from tolserve.replica import open_rows
+from tolserve.serve_config import ServeConfig
 
 REPOSITORY = Path(__file__).parents[2]
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,26 @@ def metric(url: str, name: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
 
 
+@pytest.mark.parametrize("transport", ["tcp", "flight"])
+def test_an_attention_node_reads_its_rows_by_each_transport(
+    model: tuple[str, str], tmp_path: Path, transport: str
+) -> None:
+    checkpoint, table = model
+    (tmp_path / "token").write_text(TOKEN)
+    files = vars(Authority(tmp_path).security(token_file=str(tmp_path / "token"), tls_name="rows.example"))
+    config = ServeConfig(checkpoint=checkpoint, table=table, transport=transport, **files)  # type: ignore[arg-type]
+    node = MemoryNode(NodeConfig(table=table, transport=transport, security=config.security)).start()
+    rows = open_rows(config, open_checkpoint(checkpoint).config, None, [[node.address]])
+    assert rows.source is not None
+    handle = rows.source.start(np.arange(20))
+    for band in range(2):
+        assert np.asarray(rows.source.wait(handle, band)).any()
+    assert node.figures()["num_rows"] == 20
+    rows.source.close()
+    node.stop()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["tcp", "flight", "ray"])
 def test_an_endpoint_serves_by_each_transport(
     head: RayHead, model: tuple[str, str], tmp_path: Path, transport: str
@@ -83,6 +105,7 @@ def test_an_endpoint_serves_by_each_transport(
         assert running.interrupt() == 0
 
 
+@pytest.mark.slow
 def test_an_actor_that_dies_or_is_frozen_is_replaced_by_its_replica(tmp_path: Path) -> None:
     made = write_table(open_store(tmp_path / "table"), table_spec(vocab_size=300, width=1024))
     expected = [np.ascontiguousarray(codes).view(np.uint8) for codes in made.codes]
