@@ -6,23 +6,26 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+from security_kit import security
 
 from tolserve.memory.channel import read_exactly
 from tolserve.memory.partition import Partition
 from tolserve.memory.service import DEFAULT_MAX_IDS, RowService
 from tolserve.memory.spec import BandSpec, Ids, Rows, RowSpec
 from tolserve.memory.store import RamStore
+from tolserve.transport.choose import Server, make_server, make_transport
 from tolserve.transport.delayed import Delayed
 from tolserve.transport.frames import RESPONSE, ResponseHeader, mask_of, pack_rows, unpack_response
 from tolserve.transport.inprocess import InProcessTransport
 from tolserve.transport.link import Address, Link, Transport
-from tolserve.transport.server import RowServer
+from tolserve.transport.security import Security
+from tolserve.transport.server import ServerConfig
 from tolserve.transport.session import Responder
-from tolserve.transport.tcp import TcpTransport
 
 IDENTITY = bytes(range(16))
 TIMEOUT_S = 60.0
@@ -70,27 +73,37 @@ class Network(Protocol):
         """End all peers."""
 
 
-class TcpNetwork:
-    """Row servers in threads of this process."""
+class ServedNetwork:
+    """Row servers in threads of this process, by one of the transports that listen on a port."""
 
-    def __init__(self) -> None:
-        self.transport: Transport = TcpTransport()
-        self.servers: list[RowServer] = []
+    def __init__(self, name: str = "tcp", security: Security | None = None) -> None:
+        self._name = name
+        self._security = security or Security()
+        self.transport = make_transport(name, self._security)
+        self.servers: list[Server] = []
 
     def serve(self, responder: Responder) -> Address:
-        server = RowServer(responder)
+        server = make_server(self._name, responder, ServerConfig(), self._security)
         self.servers.append(server)
         server.start()
         return server.address
 
     def nobody(self) -> Address:
-        server = RowServer(RowService(RamStore.empty(row_spec(), Partition())))
+        service = RowService(RamStore.empty(row_spec(), Partition()))
+        server = make_server(self._name, service, ServerConfig(), self._security)
         server.stop()
         return server.address
 
     def close(self) -> None:
         for server in self.servers:
             server.stop()
+
+
+class TcpNetwork(ServedNetwork):
+    """Row servers on sockets that anybody may connect to."""
+
+    def __init__(self) -> None:
+        super().__init__("tcp")
 
 
 class InProcessNetwork:
@@ -113,19 +126,39 @@ class InProcessNetwork:
         self._inprocess.responders.clear()
 
 
-NETWORKS = ("tcp", "in-process", "delayed tcp", "delayed in-process")
+NETWORKS = (
+    "tcp",
+    "in-process",
+    "delayed tcp",
+    "delayed in-process",
+    "flight",
+    "delayed flight",
+    "secure tcp",
+    "secure flight",
+    "ray",
+)
 
 
 @contextlib.contextmanager
 def network(name: str) -> Iterator[Network]:
     """One of NETWORKS; the delayed ones are a little further away and narrower than a test would notice."""
-    made = TcpNetwork() if name.endswith("tcp") else InProcessNetwork()
-    if name.startswith("delayed"):
-        made.transport = Delayed(made.transport, round_trip_s=5e-4, bytes_per_s=5e8)
-    try:
+    with contextlib.ExitStack() as stack:
+        made = _network(name.rpartition(" ")[2], name.startswith("secure"), stack)
+        stack.callback(made.close)
+        if name.startswith("delayed"):
+            made.transport = Delayed(made.transport, round_trip_s=5e-4, bytes_per_s=5e8)
         yield made
-    finally:
-        made.close()
+
+
+def _network(name: str, secure: bool, stack: contextlib.ExitStack) -> Any:
+    if name == "ray":
+        pytest.importorskip("ray")
+        from ray_kit import RayNetwork
+
+        return RayNetwork()
+    if name == "in-process":
+        return InProcessNetwork()
+    return ServedNetwork(name, stack.enter_context(security()) if secure else None)
 
 
 def serve_store(net: Network, store: RamStore, *, max_ids: int = DEFAULT_MAX_IDS) -> Address:

@@ -27,6 +27,7 @@ from tolserve.memory.spec import RowSpec
 from tolserve.memory.state import StateKeeper, read_state
 from tolserve.row_tiers import Addresses, Tiers, open_tiers
 from tolserve.serve_config import ServeConfig, max_model_len
+from tolserve.transport.link import Transport
 
 _log = logging.getLogger(__name__)
 
@@ -74,9 +75,17 @@ class Rows:
     keeper: StateKeeper | None = None
 
 
-def open_rows(config: ServeConfig, shape: ModelConfig, version: int | None, addresses: Addresses) -> Rows:
+def open_rows(
+    config: ServeConfig,
+    shape: ModelConfig,
+    version: int | None,
+    addresses: Addresses,
+    transport: Transport | None = None,
+) -> Rows:
     """The rows of `config`: none, on this node, or behind a cache that is warm, from the memory nodes at `addresses` or
     the table's place.
+
+    `transport` is what memory nodes are reached by, where `config` does not name one that this process can make.
 
     Raises:
         ValueError: the cache's counts or its saved state do not fit the table.
@@ -91,7 +100,7 @@ def open_rows(config: ServeConfig, shape: ModelConfig, version: int | None, addr
         with_reader = CachedSource(StoreFetcher(TableStore(table)))
         return Rows(source=DeviceTable.load(with_reader, device=config.device), table=table)
     requested = requested_bands(spec, engine_config(config, shape))
-    tiers = open_tiers(config, table, addresses, requested or None)
+    tiers = open_tiers(config, table, addresses, requested or None, transport)
     source = cached(config, spec, tiers.fetcher, requested)
     _log.info("the row cache starts with %d of %d rows", warm(config, source), source.num_slots)
     return Rows(source=source, table=table, tiers=tiers, keeper=state_keeper(config, source))
@@ -168,15 +177,24 @@ class AttentionReplica:
         host: interface that the link listens on.
         version: of the table.
         addresses: of the memory nodes, at least one a partition.
+        transport: see `open_rows`.
 
     Raises:
         ValueError: checkpoint, table and settings do not fit each other.
         ToLError: checkpoint or table cannot be read, or memory nodes cannot be reached.
     """
 
-    def __init__(self, config: ServeConfig, *, host: str, version: int | None, addresses: Addresses) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        host: str,
+        version: int | None,
+        addresses: Addresses,
+        transport: Transport | None = None,
+    ) -> None:
         shape = open_checkpoint(config.checkpoint).config
-        self._rows = open_rows(config, shape, version, addresses)
+        self._rows = open_rows(config, shape, version, addresses, transport)
         self._known = addresses
         engine = build_engine(
             config.checkpoint, self._rows.source, engine_config(config, shape), table=self._rows.table

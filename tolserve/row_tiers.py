@@ -15,6 +15,8 @@ from tolserve.memory.partition import Partition
 from tolserve.memory.source import RowFetcher
 from tolserve.memory.spec import RowSpec
 from tolserve.serve_config import ServeConfig
+from tolserve.transport.choose import make_transport
+from tolserve.transport.link import Transport
 from tolserve.transport.server import ServerConfig
 
 _PATIENCE_S = 1.0
@@ -44,13 +46,20 @@ class Tiers:
         return figures | {name: part.stats() for name, part in self.parts.items()}
 
 
-def open_tiers(config: ServeConfig, table: Any, addresses: Addresses, bands: tuple[int, ...] | None) -> Tiers:
+def open_tiers(
+    config: ServeConfig,
+    table: Any,
+    addresses: Addresses,
+    bands: tuple[int, ...] | None,
+    transport: Transport | None = None,
+) -> Tiers:
     """The tiers behind an attention node's cache: host memory, then memory nodes or the object store.
 
     Args:
         table: an open `tolbuild.table.Table`.
         addresses: of the memory nodes, at least one a partition.
         bands: that the host cache keeps; None is all.
+        transport: to reach memory nodes by; None makes the one that `config` names.
 
     Raises:
         ToLError: no node of a partition can be reached in time.
@@ -64,7 +73,8 @@ def open_tiers(config: ServeConfig, table: Any, addresses: Addresses, bands: tup
         parts["store"] = objects
         fetcher = ObjectFetcher(objects)
     else:
-        fetcher = client = PartitionedClient(spec, addresses, client_config(config))
+        transport = transport or make_transport(config.transport, config.security)
+        fetcher = client = PartitionedClient(spec, addresses, client_config(config), transport)
         client.wait_connected(config.deadline_s)
     if config.host_bytes:
         fetcher = parts["host"] = HostCache(fetcher, cache_bytes=config.host_bytes, bands=bands)

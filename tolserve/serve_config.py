@@ -15,7 +15,10 @@ from tolbuild.config import ModelConfig
 from tolserve.memory.node import check_mappable
 from tolserve.openai_api.prompts import ModelInfo
 from tolserve.tier_settings import TierSettings, option
+from tolserve.transport.choose import TransportName
+from tolserve.transport.security import Security
 
+_SECURITY = tuple(field.name for field in fields(Security))
 _OF_CACHES = {
     "cache_bytes",
     "cache_share",
@@ -25,7 +28,7 @@ _OF_CACHES = {
     "host_cache_bytes",
     "speculative_rows",
 }
-_OF_MEMORY_NODES = {"replication", "keep"}
+_OF_MEMORY_NODES = {"replication", "keep", "transport", *_SECURITY}
 """Settings that say nothing where there is no cache, or no memory node."""
 
 
@@ -102,6 +105,18 @@ class ServeConfig(TierSettings):
     """Generations that may wait beyond those in the batches; more are answered with 429."""
     deadline_s: float = 30.0
     """How long a request waits for a node that is down before it is answered with 503."""
+    transport: TransportName = "tcp"
+    """How rows travel from memory to attention nodes: by TCP, Arrow Flight, or Ray actor calls."""
+    tls_cert: str | None = None
+    """PEM certificate chain of the nodes, for mutual TLS between them; the files are at these paths on every node."""
+    tls_key: str | None = None
+    """PEM private key of that certificate."""
+    tls_ca: str | None = None
+    """PEM certificates of the authorities that sign the nodes' certificates."""
+    tls_name: str = ""
+    """Name in the nodes' certificates; left out, each carries the address that it is reached by."""
+    token_file: str | None = None
+    """A file whose first line is the token that memory nodes ask for."""
 
     def __post_init__(self) -> None:
         least = {
@@ -134,6 +149,9 @@ class ServeConfig(TierSettings):
         if self.cache_policy == "frequency" and self.cache_counts is None:
             raise ValueError("--cache-policy frequency keeps the most frequent tokens: give --cache-counts")
         self._check_key()
+        is_open = self.security.is_open
+        if self.transport == "ray" and not is_open:
+            raise ValueError("--transport ray has no TLS or token of its own: use RAY_USE_TLS, or --transport tcp")
         self._check_table()
         self.check_tiers(self.deadline_s)
 
@@ -187,6 +205,11 @@ class ServeConfig(TierSettings):
         return self.model_name or self.checkpoint.rstrip("/").replace(":", "/").rsplit("/", 1)[-1]
 
     @property
+    def security(self) -> Security:
+        """How memory nodes and their clients prove who they are."""
+        return Security(**{name: getattr(self, name) for name in _SECURITY})
+
+    @property
     def num_partitions(self) -> int:
         """Partitions on memory nodes; 0 where attention nodes have the rows or read them themselves."""
         return 0 if self.table is None or self.rows == "store" else self.memory_nodes
@@ -213,6 +236,9 @@ def settled(config: ServeConfig) -> ServeConfig:
         url = getattr(config, name)
         if url and not urlsplit(url).scheme:
             changes[name] = str(Path(url).absolute())
+    for name in ("tls_cert", "tls_key", "tls_ca", "token_file"):
+        if path := getattr(config, name):
+            changes[name] = str(Path(path).absolute())
     if config.api_key_file is not None:
         changes |= {"api_key": _first_line(config.api_key_file), "api_key_file": None}
     return replace(config, **changes)

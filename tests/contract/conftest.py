@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,14 @@ from tolbuild.table import Credentials, Store, open_store
 
 OpenAgain = Callable[[], Store]
 """Another store of the same place, as another process would open it."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_cluster_left() -> Iterator[None]:
+    """The cluster that networks of Ray have started ends with the module."""
+    yield
+    if "ray_kit" in sys.modules:
+        sys.modules["ray_kit"].end()
 
 
 @pytest.fixture(scope="session")

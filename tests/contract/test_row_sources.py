@@ -67,6 +67,11 @@ CACHED = [
     Case("store", policy="static", host_rows=45),
     Case("tcp", 2, "lru", host_rows=45),
     Case("tcp", 2, "lru", device_arena=True, host_rows=45),
+    Case("flight", 2, "lru"),
+    Case("flight", 1, max_ids=7),
+    Case("secure tcp", 2, "lru"),
+    Case("secure flight", 2, "lru", device_arena=True),
+    Case("ray", 2, "lru"),
 ]
 
 

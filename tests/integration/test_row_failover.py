@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import resource
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from row_kit import TIMEOUT_S, ask, draw_ids, rows_frame, rows_payload, wait_until
+from security_kit import security
 from table_kit import table_spec, write_table
 
 from tolbuild.table import open_store
@@ -26,7 +28,8 @@ from tolserve.memory.cached import CachedSource
 from tolserve.memory.client import ClientConfig, PartitionedClient
 from tolserve.memory.errors import NodesUnavailableError
 from tolserve.memory.spec import Rows, RowSpec
-from tolserve.transport.link import Address
+from tolserve.transport.choose import SERVED, make_transport
+from tolserve.transport.link import Address, Transport
 from tolserve.transport.tcp import TcpTransport
 
 V = 512
@@ -40,11 +43,13 @@ class NodeProcess:
     url: str
     partition: str
     port: int = 0
+    options: tuple[str, ...] = ()
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
         command = [sys.executable, "-m", "tolserve.memory.node", "--table", self.url, "--partition", self.partition]
-        self.process = subprocess.Popen([*command, "--port", str(self.port)], stdout=subprocess.PIPE, text=True)
+        command += ["--port", str(self.port), *self.options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def address(self) -> Address:
         """Where it is, once it is ready."""
@@ -76,15 +81,17 @@ class Served:
     spec: RowSpec
     rows: list[Rows]
     started: list[NodeProcess]
+    options: tuple[str, ...] = ()
+    transport: Transport = field(default_factory=TcpTransport)
 
     def start(self, *partitions: str, port: int = 0) -> list[NodeProcess]:
         """Nodes that become ready beside each other."""
-        nodes = [NodeProcess(self.url, partition, port) for partition in partitions]
+        nodes = [NodeProcess(self.url, partition, port, self.options) for partition in partitions]
         self.started.extend(nodes)
         return nodes
 
     def source(self, addresses: list[list[Address]], config: ClientConfig = CONFIG) -> CachedSource:
-        client = PartitionedClient(self.spec, addresses, config)
+        client = PartitionedClient(self.spec, addresses, config, self.transport)
         wait_until(lambda: client.num_connected == sum(map(len, addresses)))
         return CachedSource(client)
 
@@ -106,6 +113,15 @@ def served(tmp_path: Path) -> Iterator[Served]:
     yield Served(str(tmp_path), RowSpec.from_manifest(made.manifest), rows, started)
     for node in started:
         node.end()
+
+
+@pytest.fixture(params=SERVED)
+def secured(served: Served, request: pytest.FixtureRequest) -> Iterator[Served]:
+    """The same over each transport, with certificates and a token."""
+    with security() as files:
+        given = {f"--{key.replace('_', '-')}": value for key, value in vars(files).items() if value}
+        options = ("--transport", request.param, *itertools.chain(*given.items()))
+        yield replace(served, options=options, transport=make_transport(request.param, files))
 
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
@@ -240,4 +256,35 @@ def test_a_node_told_to_end_ends_well(served: Served) -> None:
     served.fetch(source, 0, lambda: nodes[0].signal(signal.SIGTERM))
     served.fetch(source, 1)
     assert nodes[0].process.wait(TIMEOUT_S) == 0
+    source.close()
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+def test_a_secured_node_is_replaced_by_its_replica_and_comes_back(secured: Served, fault: signal.Signals) -> None:
+    nodes = secured.start("0/1", "0/1")
+    client = PartitionedClient(secured.spec, [[node.address() for node in nodes]], CONFIG, secured.transport)
+    wait_until(lambda: client.num_connected == 2)
+    source = CachedSource(client)
+    for seed in range(10):
+        secured.fetch(source, seed, partial(nodes[0].signal, fault) if seed == 3 else lambda: None)
+    if fault == signal.SIGSTOP:
+        nodes[0].signal(signal.SIGCONT)
+    else:
+        assert nodes[0].process.wait(TIMEOUT_S) == (0 if fault == signal.SIGTERM else -fault)
+        secured.start("0/1", port=nodes[0].port)
+    wait_until(lambda: client.num_connected == 2)
+    secured.fetch(source, 11)
+    source.close()
+
+
+def test_a_secured_partition_without_a_node_ends_a_fetch_at_its_deadline(secured: Served) -> None:
+    (node,) = secured.start("0/1")
+    config = ClientConfig(silence_s=0.3, connect_s=TIMEOUT_S, probe_s=0.05, deadline_s=1.5)
+    source = secured.source([[node.address()]], config)
+    secured.fetch(source, 0)
+    node.signal(signal.SIGSTOP)
+    threads = Path(f"/proc/{node.process.pid}/task")
+    wait_until(lambda: all(each.read_text().rpartition(")")[2].split()[0] == "T" for each in threads.glob("*/stat")))
+    with pytest.raises(NodesUnavailableError, match=f"partition 0/1 .* within 1.5 s .*:{node.port}"):
+        secured.fetch(source, 1)
     source.close()

@@ -148,7 +148,7 @@ NUM_BYTES = 10 * (8 + 19)
         (pack_response(Status.OK, 5, 0), f"sends 0 bytes of rows; {NUM_BYTES} were"),
         (pack_response(Status.OK, 4, NUM_BYTES), "answered request 4; 5 was next"),
         (pack_response(Status.FAILED, 5, 2000), "at most 1024"),
-        (pack_response(7, 5, 0), "status 7"),
+        (pack_response(8, 5, 0), "status 8"),
         (bytes(24), "expected version 1"),
     ],
 )

@@ -49,6 +49,12 @@ from tolserve.serve_config import ServeConfig, max_model_len, model_info, settle
         ({"port": "eight"}, "port"),
         ({"alpha": "x"}, "alpha"),
         ({"drop_layers": 3}, "drop_layers"),
+        ({"table": "t", "transport": "udp"}, "transport"),
+        ({"transport": "flight"}, "--transport is flight without --table"),
+        ({"table": "t", "memory_nodes": 0, "token_file": "f"}, "--token-file is f with --memory-nodes 0"),
+        ({"table": "t", "tls_cert": "c", "tls_ca": "a"}, "--tls-key missing"),
+        ({"table": "t", "tls_name": "n"}, "--tls-name is 'n' without"),
+        ({"table": "t", "transport": "ray", "token_file": "f"}, "RAY_USE_TLS"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(values: dict[str, Any], named: str) -> None:

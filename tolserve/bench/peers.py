@@ -27,8 +27,10 @@ from tolserve.memory.client import PartitionedClient
 from tolserve.memory.service import RowService
 from tolserve.memory.spec import RowSpec
 from tolserve.memory.store import CyclicStore, RowStore
+from tolserve.transport.choose import make_server
 from tolserve.transport.link import Address
-from tolserve.transport.server import RowServer, ServerConfig
+from tolserve.transport.security import Security
+from tolserve.transport.server import ServerConfig
 
 REQUEST = struct.Struct("<Q")
 """What the bare socket is sent: how many bytes it shall send."""
@@ -146,7 +148,8 @@ def main() -> None:
         store = CyclicStore(spec, num_rows=told["max_bytes"] // spec.row_bytes, seed=0)
     else:
         store = random_store(spec)
-    server = RowServer(RowService(store), ServerConfig(spin_us=told["spin_us"]))
+    config = ServerConfig(spin_us=told["spin_us"])
+    server = make_server(told.get("transport", "tcp"), RowService(store), config, Security())
     server.start()
     print(json.dumps(server.address), flush=True)
     sys.stdin.read()

@@ -6,6 +6,7 @@
 - `client_overhead_us`: the engine's work for the rows of 64 tokens of 12 KiB that are all cached, with the policy that
   serving defaults to, median.
 - `paced_overhead`: see `tolserve.bench.paced_rows`.
+- `transports`: TCP beside Arrow Flight and Ray actor calls, see `tolserve.bench.transports`; printed as a table too.
 
 The memory node has a core of its own; where it is said that it spins, it looks for requests without sleeping while
 traffic lasts. `tcp_vs_socket_*` are of the regime in which everybody waits asleep, as they do unless told otherwise;
@@ -26,6 +27,7 @@ import numpy as np
 from tolserve.bench.paced_rows import measure_paced
 from tolserve.bench.peers import REQUEST, fill, node_description, own_cores, peer
 from tolserve.bench.report import estimate
+from tolserve.bench.transports import measure_transports, table
 from tolserve.engine.rows import RowFeed
 from tolserve.memory.cached import CachedSource
 from tolserve.memory.client import ClientConfig, PartitionedClient
@@ -62,6 +64,8 @@ def run(*, quick: bool) -> dict[str, Any]:
     finally:
         os.sched_setaffinity(0, before)
         gc.unfreeze()
+    transports = measure_transports(quick=quick)
+    print(table(transports), flush=True)
     return {
         "tcp_vs_socket_96k": round(sockets["waiting"]["96k"]["ratio"], 3),
         "tcp_vs_socket_12m": round(sockets["waiting"]["12m"]["ratio"], 3),
@@ -70,6 +74,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         "sockets": sockets,
         "client": client,
         "paced": paced["paced"],
+        "transports": transports,
         "cores": {"client": here, "memory node": there},
         "node": {"spin_us": SPIN_US, "memory_bytes": NODE_BYTES, "rows": "repeat within this memory"},
     }

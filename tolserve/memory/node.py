@@ -27,8 +27,10 @@ from tolserve.memory.partition import Partition
 from tolserve.memory.service import DEFAULT_MAX_IDS, RowService
 from tolserve.memory.store import RowStore
 from tolserve.memory.store_node import StoreBackedRows, StoreService
+from tolserve.transport.choose import SERVED, make_server
 from tolserve.transport.link import Address
-from tolserve.transport.server import RowServer, ServerConfig
+from tolserve.transport.security import Security
+from tolserve.transport.server import ServerConfig
 
 KEEPS = ("ram", "mapped", "store")
 _KEEP_HELP = (
@@ -53,6 +55,8 @@ class NodeConfig:
         cache_bytes, reads: of a node that keeps "store": bytes of its cache in RAM, and how it reads.
         max_ids: most ids in one request.
         server: where and how it listens.
+        transport: "tcp" or "flight".
+        security: whom it lets in.
 
     Raises:
         ValueError: a value outside its range, or "mapped" for a table that is not of this machine.
@@ -66,6 +70,8 @@ class NodeConfig:
     reads: ReadConfig = field(default_factory=ReadConfig)
     max_ids: int = DEFAULT_MAX_IDS
     server: ServerConfig = field(default_factory=ServerConfig)
+    transport: str = "tcp"
+    security: Security = field(default_factory=Security)
 
     def __post_init__(self) -> None:
         if self.keep not in KEEPS:
@@ -76,6 +82,8 @@ class NodeConfig:
             check_mappable(self.table)
         if not 0 < self.max_ids <= 1 << 20:
             raise ValueError(f"max_ids is {self.max_ids}; it must be in [1, 2^20]")
+        if self.transport not in SERVED:
+            raise ValueError(f"transport is {self.transport!r}; a node of its own serves {' or '.join(SERVED)}")
 
 
 def check_mappable(table: str) -> None:
@@ -95,20 +103,18 @@ class MemoryNode:
     """Loads when made, serves between `start` and `stop` in a thread of its own.
 
     Raises:
-        ToLError: the table is not there, cannot be read or is corrupt.
+        ToLError: the table is not there, cannot be read or is corrupt, or a certificate or the token cannot be used.
         OSError: the port is taken.
     """
 
     def __init__(self, config: NodeConfig) -> None:
+        config.security.check()  # before the table is loaded, which takes long
         began = time.perf_counter()
         self._keep = config.keep
         self.store = open_partition(config)
         self.load_s = time.perf_counter() - began
-        if isinstance(self.store, StoreBackedRows):
-            self._service: RowService = StoreService(self.store, max_ids=config.max_ids)
-        else:
-            self._service = RowService(self.store, max_ids=config.max_ids)
-        self._server = RowServer(self._service, config.server)
+        self._service = make_service(self.store, max_ids=config.max_ids)
+        self._server = make_server(config.transport, self._service, config.server, config.security)
 
     @property
     def address(self) -> Address:
@@ -174,6 +180,13 @@ def disk_figures() -> dict[str, int]:
     return figures
 
 
+def make_service(store: RowStore | StoreBackedRows, *, max_ids: int) -> RowService:
+    """What answers requests from a node's rows."""
+    if isinstance(store, StoreBackedRows):
+        return StoreService(store, max_ids=max_ids)
+    return RowService(store, max_ids=max_ids)
+
+
 def open_partition(config: NodeConfig) -> RowStore:
     """The rows of a node, ready to be served."""
     from tolbuild.table import open_table
@@ -220,6 +233,11 @@ def parse_arguments(arguments: list[str]) -> NodeConfig:
     add_store_options(parser)
     parser.add_argument("--max-ids", type=int, default=DEFAULT_MAX_IDS, help="most ids in one request")
     parser.add_argument("--spin-us", type=int, default=0, help="look for requests so long before sleeping")
+    parser.add_argument("--transport", choices=SERVED, default="tcp", help="how rows travel (default tcp)")
+    parser.add_argument("--tls-cert", help="PEM certificate chain of this node, for mutual TLS with its clients")
+    parser.add_argument("--tls-key", help="PEM private key of that certificate")
+    parser.add_argument("--tls-ca", help="PEM certificates of the authorities that sign the clients' certificates")
+    parser.add_argument("--token-file", help="a file whose first line is the token that clients must say")
     given = parser.parse_args(arguments)
     try:
         return NodeConfig(
@@ -231,6 +249,10 @@ def parse_arguments(arguments: list[str]) -> NodeConfig:
             reads=read_config(given),
             max_ids=given.max_ids,
             server=ServerConfig(host=given.host, port=given.port, spin_us=given.spin_us),
+            transport=given.transport,
+            security=Security(
+                tls_cert=given.tls_cert, tls_key=given.tls_key, tls_ca=given.tls_ca, token_file=given.token_file
+            ),
         )
     except ValueError as error:
         parser.error(str(error))

@@ -86,7 +86,11 @@ class RowService:
     def _answer(self, ids: Ids, bands: tuple[int, ...], length: int) -> Answer | Later:
         """The answer to a request that is in order."""
         self._count(len(ids), length)
-        return Answer(length, self._pieces(self._store.locate(ids), bands))
+        places = self._store.locate(ids)
+        views = self._views(places, bands)
+        if views is None:
+            return Answer(length, self._gathered(places, bands))
+        return Answer(length, self._direct(views), lasting=True)
 
     def _count(self, num_rows: int, num_bytes: int) -> None:
         self.served.num_requests += 1
@@ -98,12 +102,12 @@ class RowService:
         name = status.name.lower()
         self.served.refused[name] = self.served.refused.get(name, 0) + 1
 
-    def _pieces(self, places: NDArray[np.int64], bands: tuple[int, ...]) -> Iterator[list[memoryview]]:
-        if min([self._row_bytes[band] for band in bands]) >= _DIRECT_BYTES:
-            views = [self._store.views(places, band) for band in bands]
-            if all(part is not None for part in views):
-                return self._direct([part or [] for part in views])
-        return self._gathered(places, bands)
+    def _views(self, places: NDArray[np.int64], bands: tuple[int, ...]) -> list[list[memoryview]] | None:
+        """Rows where they lie, by band; None where they are to be gathered."""
+        if min([self._row_bytes[band] for band in bands]) < _DIRECT_BYTES:
+            return None
+        views = [self._store.views(places, band) for band in bands]
+        return [part or [] for part in views] if all(part is not None for part in views) else None
 
     def _direct(self, views: list[list[memoryview]]) -> Iterator[list[memoryview]]:
         waiting: list[memoryview] = []

@@ -9,6 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from tolserve.membership import View
 from tolserve.on_ray.directory import Membership, ask, node_ip, wait_for_memory
+from tolserve.on_ray.rows import RayTransport
 from tolserve.replica import AttentionReplica
 from tolserve.serve_config import ServeConfig
 
@@ -20,8 +21,9 @@ class AttentionDeployment:
         version = await ask(directory, "table_version")
         addresses = await wait_for_memory(directory, config.num_partitions)
         self._num_partitions = config.num_partitions
+        transport = RayTransport() if config.transport == "ray" else None
         self._replica = await asyncio.to_thread(
-            AttentionReplica, config, host=node_ip(), version=version, addresses=addresses
+            AttentionReplica, config, host=node_ip(), version=version, addresses=addresses, transport=transport
         )
         self._membership = Membership(directory, "attention", self._replica.address, on_view=self._see)
 

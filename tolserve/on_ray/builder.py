@@ -64,8 +64,9 @@ def check(config: ServeConfig) -> int | None:
 
     Raises:
         ValueError: they do not.
-        ToLError: checkpoint or table cannot be read.
+        ToLError: checkpoint or table cannot be read, or a certificate or the token cannot be used.
     """
+    config.security.check()
     checkpoint = open_checkpoint(config.checkpoint)
     engine_config(config, checkpoint.config)
     checkpoint.tokenizer()

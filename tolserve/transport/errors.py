@@ -19,3 +19,7 @@ class RefusedError(ToLError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class SecurityError(ToLError):
+    """A certificate, key or token cannot be used; the message names its file."""

@@ -52,6 +52,7 @@ Payload of another status: at most 1,024 bytes of UTF-8 that say what was wrong.
          4  more ids than the node's limit                              closed (the ids are not read)
          5  not this protocol, another version, or an unknown kind      closed
          6  the node failed before it sent rows                         open
+         7  no token, or a wrong one (tolserve.transport.admission)      closed
 """
 
 from __future__ import annotations
@@ -90,10 +91,11 @@ class Status(enum.IntEnum):
     TOO_MANY_IDS = 4
     MALFORMED = 5
     FAILED = 6
+    UNAUTHORISED = 7
 
 
-CLOSING = frozenset({Status.TOO_MANY_IDS, Status.MALFORMED})
-"""After these the rest of the stream cannot be read."""
+CLOSING = frozenset({Status.TOO_MANY_IDS, Status.MALFORMED, Status.UNAUTHORISED})
+"""After these nothing more is read of the stream."""
 
 
 class RequestHeader(NamedTuple):
@@ -194,7 +196,7 @@ def unpack_response(data: bytes | bytearray | memoryview) -> ResponseHeader:
     magic, version, status, _, request_id, length = RESPONSE.unpack_from(data)
     if magic != RESPONSE_MAGIC or version != VERSION:
         raise ProtocolError(f"a response starts with {bytes(magic)!r} version {version}; expected version {VERSION}")
-    if status > Status.FAILED:
+    if status > Status.UNAUTHORISED:
         raise ProtocolError(f"response status {status} is unknown")
     if status != Status.OK and length > MAX_MESSAGE_BYTES:
         raise ProtocolError(f"an error message of {length} bytes; at most {MAX_MESSAGE_BYTES} are allowed")

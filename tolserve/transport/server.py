@@ -8,7 +8,9 @@ import selectors
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tolserve.transport.link import Address
 from tolserve.transport.session import Responder, Session
@@ -114,19 +116,32 @@ class _Client:
         return count
 
 
+Wake = Callable[[], None]
+Door = Callable[[socket.socket, Responder, Wake], tuple[Any, Session]]
+
+
+def open_door(sock: socket.socket, responder: Responder, wake: Wake) -> tuple[Any, Session]:
+    """Anybody may ask."""
+    return sock, Session(responder, wake)
+
+
 class RowServer:
     """Serves `responder` until `stop`. `start` runs it in a thread of its own, `run` in the caller's.
 
     A client whose request cannot be answered, whatever the reason, is dropped; the others are served on. When `run`
     ends, by a fault too, every connection and the port are closed.
 
+    Args:
+        door: what is used in the place of an accepted socket, and its session (see `tolserve.transport.tls`).
+
     Raises:
         OSError: the port is taken.
     """
 
-    def __init__(self, responder: Responder, config: ServerConfig | None = None) -> None:
+    def __init__(self, responder: Responder, config: ServerConfig | None = None, door: Door = open_door) -> None:
         self.config = config or ServerConfig()
         self._responder = responder
+        self._door = door
         family = socket.AF_INET6 if ":" in self.config.host else socket.AF_INET
         self._listener = socket.create_server((self.config.host, self.config.port), family=family, backlog=128)
         self._listener.setblocking(False)
@@ -247,9 +262,13 @@ class RowServer:
         sock.setblocking(False)
         with contextlib.suppress(OSError):
             tune(sock)
-        client = _Client(sock, Session(self._responder, self.wake))
-        self._clients[sock.fileno()] = client
-        self._selector.register(sock, selectors.EVENT_READ, client)
+        try:
+            client = _Client(*self._door(sock, self._responder, self.wake))
+        except OSError:  # it went again before it was let in
+            sock.close()
+            return
+        self._clients[client.sock.fileno()] = client
+        self._selector.register(client.sock, selectors.EVENT_READ, client)
 
     def _listen(self, listening: bool) -> None:
         if listening and not self._listening:
@@ -292,7 +311,7 @@ class RowServer:
     def _drop_stuck(self, now: float) -> None:
         for client in list(self._clients.values()):
             limit = 2.0 if client.lingering else self.config.stuck_s
-            if (client.pending or client.lingering) and now - client.moved_at > limit:
+            if (client.pending or client.lingering or not client.session.admitted) and now - client.moved_at > limit:
                 self._drop(client)
 
     def _close(self) -> None:

@@ -6,7 +6,7 @@ The TCP server and the in-process link both run this, so that they cannot differ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -30,11 +30,13 @@ from tolserve.transport.frames import (
 class Answer(NamedTuple):
     """Rows being sent: `length` bytes in `pieces`, each some buffers that are valid until the next is asked for.
 
-    A future among them is not sent: the next piece is asked for when it is done.
+    A future among them is not sent: the next piece is asked for when it is done. `lasting` says that the buffers are
+    never written again, so that they may be sent later.
     """
 
     length: int
     pieces: Iterator[list[memoryview] | Future[None]]
+    lasting: bool = False
 
 
 class Later(NamedTuple):
@@ -75,6 +77,10 @@ class Session:
     Usage: receive into `inbox()` and tell `received(count)`; send every piece that `piece()` gives before asking for
     the next; when `closing` is set and `piece()` gives None, end the connection. While `waiting` is set there is
     nothing more to send and nothing to receive; `wake` is called, by any thread, when that may have changed.
+
+    Attributes:
+        admitted: whether whoever is at the other end may ask.
+        lasting: whether the buffers of the last piece stay as they are (`Answer.lasting`).
     """
 
     def __init__(self, responder: Responder, wake: Callable[[], None] | None = None) -> None:
@@ -88,11 +94,18 @@ class Session:
         self._head: bytes | None = None
         self._pieces: Iterator[list[memoryview] | Future[None]] | None = None
         self.closing = False
+        self.admitted = True
+        self.lasting = False
 
     @property
     def waiting(self) -> bool:
         """Whether an answer waits for its rows."""
         return self._future is not None
+
+    def wait(self, timeout_s: float) -> None:
+        """For whoever serves one client a thread: return when `waiting` may have changed, at the latest then."""
+        if self._future is not None:
+            wait([self._future], timeout_s)
 
     def inbox(self) -> memoryview:
         """Where to receive into; never empty while no answer is pending."""
@@ -172,6 +185,7 @@ class Session:
     def _open(self, request_id: int, answer: Answer) -> None:
         self._head = pack_response(Status.OK, request_id, answer.length)
         self._pieces = answer.pieces
+        self.lasting = answer.lasting
 
     def _wait_for(self, future: Future[None]) -> None:
         self._future = future
