@@ -144,7 +144,7 @@ class App:
             "created": self._model.created,
             "owned_by": "tolserve",
         }
-        return {**card, "max_model_len": self._model.max_model_len}
+        return {**card, "max_model_len": self._model.max_model_len, "vocab_size": self._model.vocab_size}
 
     async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -157,6 +157,7 @@ def _answers(model: ModelInfo) -> dict[str, Schema]:
         "created": _COUNT,
         "owned_by": {"const": "tolserve"},
         "max_model_len": {"const": model.max_model_len},
+        "vocab_size": {"const": model.vocab_size},
     }
     head = {
         "id": {"type": "string", "pattern": "^cmpl-[0-9a-f]{32}$"},
