@@ -32,6 +32,8 @@ from tolserve.serve_config import ServeConfig, max_model_len, model_info, settle
         ({"table": "s3://t/t", "keep": "mapped"}, "s3://t/t is not at a path"),
         ({"table": "t", "cache_policy": "frequency"}, "--cache-counts"),
         ({"table": "t", "cache_policy": "fifo"}, "cache_policy"),
+        ({"memory_resource": "disk"}, "--memory-resource is disk without --table"),
+        ({"gateway_node": "10.0.0.1", "gateway_resource": "edge"}, "both given"),
         ({"api_key": "a", "api_key_file": "b"}, "both given"),
         ({"api_key": ""}, "--api-key"),
         ({"checkpoint": " "}, "--checkpoint"),
