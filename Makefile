@@ -17,12 +17,13 @@ demo: ## build, check and serve the shipped model's table on a cluster of this m
 
 venv: $(STAMP) ## .venv with everything that demo, tests and checks need
 
-$(STAMP): pyproject.toml constraints.txt infra/s3rver/package-lock.json
+$(STAMP): pyproject.toml constraints.txt $(wildcard infra/*/package-lock.json)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is Python {sys.version.split()[0]}; 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@if command -v npm >/dev/null && npm ci --prefix infra/s3rver --silent --no-audit --no-fund; then :; else \
-		echo 's3rver, a second S3, is not installed: npm is not here or failed; its tests and bench are left out'; fi
+	@for name in s3rver node-client; do \
+		if command -v npm >/dev/null && npm ci --prefix infra/$$name --silent --no-audit --no-fund; then :; else \
+		echo "infra/$$name is not installed: npm is not here or failed; its tests and benches are left out"; fi; done
 	@touch $(STAMP)
 
 test: venv ## all tests but the long ones
@@ -42,4 +43,4 @@ bench: venv ## the benchmarks of building and serving, on a quiet machine: resul
 	$(BIN)/python -m tolserve.bench.page
 
 clean: ## remove .venv and what tools have left
-	rm -rf $(VENV) infra/s3rver/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) infra/*/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -96,7 +97,14 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def ray_head(temp: Path, *, num_cpus: int, num_gpus: int = 0, cwd: Path | None = None) -> Iterator[RayHead]:
+def ray_head(
+    temp: Path,
+    *,
+    num_cpus: int,
+    num_gpus: int = 0,
+    resources: Mapping[str, float] | None = None,
+    cwd: Path | None = None,
+) -> Iterator[RayHead]:
     """A head with a dashboard (jobs need it) on free ports, started in `cwd`, ended with all that it started."""
     token = temp / "token"
     temp.mkdir(parents=True, exist_ok=True)
@@ -114,6 +122,7 @@ def ray_head(temp: Path, *, num_cpus: int, num_gpus: int = 0, cwd: Path | None =
         f"--ray-client-server-port={free_port()}",
         f"--num-cpus={num_cpus}",
         f"--num-gpus={num_gpus}",
+        f"--resources={json.dumps(dict(resources or {}))}",
         "--object-store-memory=100000000",
         f"--temp-dir={temp}",
         "--disable-usage-stats",

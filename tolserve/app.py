@@ -24,6 +24,7 @@ from tolserve.openai_api.errors import ApiError, invalid, too_late, unavailable
 from tolserve.openai_api.prompts import ModelInfo, Tokenizer
 from tolserve.openai_api.request import parse_request
 from tolserve.openai_api.response import DONE, error_chunk
+from tolserve.openai_api.schema import openapi
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class AppConfig:
 
 
 class App:
-    """An ASGI application over a `CompletionEngine`: /v1/completions, /v1/models, /health and /metrics.
+    """An ASGI application over a `CompletionEngine`: /v1/completions, /v1/models, /health, /metrics, /openapi.json.
 
     `memory` tells what is known of the memory nodes, for /metrics.
     """
@@ -89,7 +90,9 @@ class App:
             f"/v1/models/{model.name}": ("GET", self._one_model),
             "/health": ("GET", self._health),
             "/metrics": ("GET", self._metrics),
+            "/openapi.json": ("GET", self._described),
         }
+        self._description = json.dumps(openapi(model, with_key=config.api_key is not None)).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry."""
@@ -126,6 +129,9 @@ class App:
     async def _metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_body(send, 200, self.metrics.exposition(), content_type=CONTENT_TYPE)
 
+    async def _described(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_body(send, 200, self._description)
+
     async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_body(send, 200, json.dumps({"object": "list", "data": [self._card()]}).encode())
 
@@ -139,7 +145,7 @@ class App:
             "created": self._model.created,
             "owned_by": "tolserve",
         }
-        return {**card, "max_model_len": self._model.max_model_len}
+        return {**card, "max_model_len": self._model.max_model_len, "vocab_size": self._model.vocab_size}
 
     async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

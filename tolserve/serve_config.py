@@ -28,7 +28,7 @@ _OF_CACHES = {
     "host_cache_bytes",
     "speculative_rows",
 }
-_OF_MEMORY_NODES = {"replication", "keep", "transport", *_SECURITY}
+_OF_MEMORY_NODES = {"replication", "keep", "transport", "memory_resource", *_SECURITY}
 """Settings that say nothing where there is no cache, or no memory node."""
 
 
@@ -60,6 +60,12 @@ class ServeConfig(TierSettings):
     """Port of the endpoint; 0 takes a free one."""
     gateway_node: str = ""
     """IP of the cluster node that the endpoint is on; any when left out (`tolserve.run` takes its own)."""
+    memory_resource: str = ""
+    """Custom Ray resource of which each memory node takes 1; copies of a partition are then on different hosts."""
+    attention_resource: str = ""
+    """The same for attention nodes, beside their CPUs and GPUs."""
+    gateway_resource: str = ""
+    """The same for the endpoint, in the place of `gateway_node`."""
     api_key: str | None = field(default=None, repr=False)
     """What clients must send as `Authorization: Bearer`; nothing is asked for when left out."""
     api_key_file: str | None = None
@@ -148,6 +154,8 @@ class ServeConfig(TierSettings):
             raise ValueError(f"--port is {self.port}; it must be in [0, 65535]")
         if self.cache_policy == "frequency" and self.cache_counts is None:
             raise ValueError("--cache-policy frequency keeps the most frequent tokens: give --cache-counts")
+        if self.gateway_node and self.gateway_resource:
+            raise ValueError("--gateway-node and --gateway-resource are both given; give one of them")
         self._check_key()
         is_open = self.security.is_open
         if self.transport == "ray" and not is_open:

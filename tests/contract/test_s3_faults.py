@@ -257,6 +257,7 @@ def test_a_second_implementation_is_refused_unless_there_is_one_writer(second: C
     assert open_store("s3://tables/probed", second).list() == []
 
 
-def test_the_lock_file_names_no_host() -> None:
-    text = (Path(__file__).parents[2] / "infra/s3rver/package-lock.json").read_text()
+@pytest.mark.parametrize("package", ["s3rver", "node-client"])
+def test_the_lock_file_names_no_host(package: str) -> None:
+    text = (Path(__file__).parents[2] / "infra" / package / "package-lock.json").read_text()
     assert "resolved" not in text and "://" not in text

@@ -11,100 +11,23 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
+from http_kit import Service, running, wait_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scripted_engine import VOCAB_SIZE, LetterTokenizer, ScriptedEngine
+from scripted_engine import ScriptedEngine
 
-from tolserve.app import App, AppConfig
-from tolserve.async_engine import CompletionEngine, LocalEngine
-from tolserve.engine.request import RowsUnavailableError
+from tolserve.app import AppConfig
 from tolserve.http_server import HttpServer
 from tolserve.link import fleet as fleet_module
 from tolserve.link.fleet import Fleet
 from tolserve.link.protocol import encode
 from tolserve.link.server import LinkServer
-from tolserve.openai_api.prompts import ModelInfo
 from tolserve.openai_api.request import CompletionRequest
-
-MODEL = ModelInfo(name="letters", vocab_size=VOCAB_SIZE, max_model_len=4096)
-FAULTS: dict[int, Exception] = {
-    1: RowsUnavailableError("no memory node"),
-    2: ValueError("never fits"),
-    3: KeyError("x"),
-}
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come about within 10 s"
-        time.sleep(0.005)
-
-
-class Service:
-    """A server with `engines` behind it, directly or over links."""
-
-    def __init__(self, config: AppConfig, *, linked: int) -> None:
-        self.engines = [ScriptedEngine(FAULTS) for _ in range(max(1, linked))]
-        self.links = [LinkServer(one, host="127.0.0.1", hello={}) for one in self.engines[:linked]]
-        self.engine: Any = None
-        self._config = config
-        self.server = HttpServer(self._app, host="127.0.0.1", port=0)
-        self.url = f"http://127.0.0.1:{self.server.address[1]}/v1"
-
-    async def _app(self) -> App:
-        engine: CompletionEngine
-        if self.links:
-            engine = fleet = Fleet(deadline_s=0.5)
-            await fleet.update({str(i): link.address for i, link in enumerate(self.links)})
-        else:
-            engine = LocalEngine(self.engines[0])
-        self.engine = engine
-        return App(engine, MODEL, LetterTokenizer(), self._config)
-
-    def client(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0)
-
-    def raw(self, method: str, path: str, body: bytes | None = None) -> tuple[int, Any, dict[str, str]]:
-        connection = http.client.HTTPConnection(*self.server.address, timeout=20)
-        connection.request(method, path, body)
-        answer = connection.getresponse()
-        text = answer.read()
-        connection.close()
-        kind = answer.headers["content-type"]
-        return (
-            answer.status,
-            json.loads(text) if kind == "application/json" else text.decode(),
-            dict(answer.headers),
-        )
-
-    def post(self, **fields: Any) -> tuple[int, Any, dict[str, str]]:
-        body = {"model": "letters", "prompt": "abc", "max_tokens": 4, **fields}
-        return self.raw("POST", "/v1/completions", json.dumps(body).encode())
-
-    def stop(self) -> None:
-        for link in self.links:
-            link.stop()
-        self.server.stop()
-        if isinstance(self.engine, LocalEngine):
-            self.engine.stop()
-
-
-@contextmanager
-def running(config: AppConfig, *, linked: int = 0) -> Iterator[Service]:
-    service = Service(config, linked=linked)
-    try:
-        yield service
-    finally:
-        for engine in service.engines:
-            engine.gate.set()
-        service.stop()
 
 
 @pytest.fixture(scope="module", params=[0, 2], ids=["local", "linked"])

@@ -34,7 +34,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         folder = tmp_path_factory.mktemp("r")
-        with ray_head(folder, num_cpus=4, cwd=folder) as one:
+        groups = {"gateway_node": 1, "attention_node": 1, "memory_node": 2}
+        with ray_head(folder, num_cpus=4, cwd=folder, resources=groups) as one:
             yield one
 
 
@@ -237,17 +238,42 @@ def test_an_interrupt_takes_it_down_and_leaves_what_was_cached(
     wait_until(lambda: not replica_pids(""))
 
 
+def serve_config(source: str) -> dict[str, Any]:
+    """What a file deploys: a Serve config, or a KubeRay service that has one in it."""
+    found = yaml.safe_load((REPOSITORY / source).read_text())
+    if "spec" in found:
+        found = yaml.safe_load(found["spec"]["serveConfigV2"])
+    return dict(found)
+
+
+ONE_MACHINE = {"checkpoint": "builtin:tiny", "table": "my-table", "replication": 1, "attention_replicas": 1}
+"""What a manifest for many machines needs to be told here, beside that there is no GPU."""
+
+
 @pytest.mark.slow
-def test_the_serve_config_file_serves_the_table_that_the_readme_builds(head: RayHead, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "changes"),
+    [
+        ("infra/serve.yaml", {"keep": "mapped"}),
+        ("infra/kuberay/rayservice.yaml", {**ONE_MACHINE, "num_gpus": 0, "num_cpus": 1}),
+    ],
+    ids=["serve.yaml", "rayservice.yaml"],
+)
+def test_a_serve_config_serves_the_table_that_the_readme_builds(
+    head: RayHead, tmp_path: Path, source: str, changes: dict[str, Any]
+) -> None:
     build = "-m tolbuild.run --checkpoint builtin:tiny --table my-table --no-ray"
     assert build in " ".join((REPOSITORY / "README.md").read_text().split())
-    subprocess.run([sys.executable, *build.split()], cwd=head.temp, check=True, stdout=subprocess.DEVNULL, timeout=120)
-    config = yaml.safe_load((REPOSITORY / "infra" / "serve.yaml").read_text())
+    if not (head.temp / "my-table").exists():
+        subprocess.run(
+            [sys.executable, *build.split()], cwd=head.temp, check=True, stdout=subprocess.DEVNULL, timeout=120
+        )
+    config = serve_config(source)
     port = free_port()
     (tmp_path / "key").write_text("secret\nno key\n")
     (tmp_path / "counts.json").write_text(json.dumps([1] * 16384))
-    changes = {"host": "127.0.0.1", "port": port, "api_key_file": str(tmp_path / "key"), "keep": "mapped"}
-    config["applications"][0]["args"].update(changes, cache_counts=str(tmp_path / "counts.json"))
+    here = {"host": "127.0.0.1", "port": port, "api_key_file": str(tmp_path / "key")}
+    config["applications"][0]["args"].update(here, cache_counts=str(tmp_path / "counts.json"), **changes)
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
     serve_command(head, "deploy", str(tmp_path / "serve.yaml"))
     try:

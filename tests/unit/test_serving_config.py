@@ -43,6 +43,8 @@ from tolserve.serve_config import ServeConfig, max_model_len, model_info, settle
         ({"table": "t", "keep": "store", "deadline_s": 2}, "--store-deadline-s is 5.0, beyond --deadline-s 2"),
         ({"table": "t", "cache_policy": "frequency"}, "--cache-counts"),
         ({"table": "t", "cache_policy": "fifo"}, "cache_policy"),
+        ({"memory_resource": "disk"}, "--memory-resource is disk without --table"),
+        ({"gateway_node": "10.0.0.1", "gateway_resource": "edge"}, "both given"),
         ({"api_key": "a", "api_key_file": "b"}, "both given"),
         ({"api_key": ""}, "--api-key"),
         ({"checkpoint": " "}, "--checkpoint"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -16,17 +17,24 @@ BENCHES = {
     "engine": "the engine against Hugging Face transformers, and what the gateway adds",
     "gpu": "base against memory on a GPU, rows on the device, in host memory and over TCP",
 }
+COMMANDS = {"load": "load on an endpoint, ours or another: open or closed loop, vLLM's figures"}
+"""With options of their own: `load --help`."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one bench; its result is the last line printed and, with `--out`, a file."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] and given[0] in COMMANDS:
+        sys.exit(importlib.import_module(f"tolserve.bench.{given[0]}.command").main(given[1:]))
     parser = argparse.ArgumentParser(prog="python -m tolserve.bench", description=__doc__)
     commands = parser.add_subparsers(dest="bench", required=True)
+    for name, summary in COMMANDS.items():
+        commands.add_parser(name, help=summary)
     for name, summary in BENCHES.items():
         command = commands.add_parser(name, help=summary, description=summary)
         command.add_argument("--quick", action="store_true", help="smaller and shorter, the same keys")
         command.add_argument("--out", type=Path, help="write the result there as well")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     bench = importlib.import_module(f"tolserve.bench.{options.bench}")
     line = f"python -m tolserve.bench {options.bench}" + (" --quick" if options.quick else "")
     about = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"), bench.SEED, line)

@@ -16,6 +16,7 @@ from tolserve.on_ray.attention import AttentionDeployment
 from tolserve.on_ray.directory import DirectoryDeployment
 from tolserve.on_ray.gateway import GatewayDeployment
 from tolserve.on_ray.memory_node import MemoryNodeDeployment
+from tolserve.on_ray.placement import attention_resources, copies_per_host, gateway_resources, memory_resources
 from tolserve.replica import engine_config
 from tolserve.serve_config import ServeConfig, settled
 
@@ -42,19 +43,19 @@ def build_app(config: ServeConfig) -> serve.Application:
     memory = [
         _deployment(
             MemoryNodeDeployment,
+            _actor(0, resources=memory_resources(config)),
             name=f"MemoryNodes-{index}",
             num_replicas=config.replication,
-            max_replicas_per_node=_replicas_per_node(config.replication),
+            max_replicas_per_node=copies_per_host(config, ray.nodes()),
         ).bind(config, index, directory)
         for index in range(config.num_partitions)
     ]
     attention = _deployment(
         AttentionDeployment,
-        _actor(config.num_cpus, num_gpus=config.num_gpus),
+        _actor(config.num_cpus, num_gpus=config.num_gpus, resources=attention_resources(config)),
         num_replicas=config.attention_replicas,
     ).bind(config, directory)
-    place = {f"node:{config.gateway_node}": 0.001} if config.gateway_node else {}
-    gateway = _deployment(GatewayDeployment, _actor(0, resources=place))
+    gateway = _deployment(GatewayDeployment, _actor(0, resources=gateway_resources(config)))
     application: serve.Application = gateway.bind(config, directory, attention, *memory)
     return application
 
@@ -104,9 +105,3 @@ def _actor(num_cpus: float, **more: Any) -> dict[str, Any]:
     carried = {name: value for name, value in os.environ.items() if name.startswith(_CARRIED)}
     environment = {"runtime_env": {"env_vars": carried}} if carried else {}
     return {"num_cpus": num_cpus, **environment, **more}
-
-
-def _replicas_per_node(replication: int) -> int | None:
-    """1 where there are hosts enough, so that losing one loses one copy; any number where there are not."""
-    hosts = sum(bool(node["Alive"]) for node in ray.nodes())
-    return 1 if hosts >= replication else None

@@ -80,7 +80,8 @@ class Endpoint:
 
     def __init__(self, config: ServeConfig, *, name: str = "tolserve") -> None:
         self._name = name
-        self._config = replace(config, gateway_node=config.gateway_node or node_ip())
+        named = config.gateway_node or config.gateway_resource
+        self._config = config if named else replace(config, gateway_node=node_ip())
         self._deployed = False
         self._started_serve = False
 

@@ -43,8 +43,13 @@ class ApiError(Exception):
     @property
     def body(self) -> dict[str, object]:
         """The JSON body of the answer."""
-        error = {"message": self.message, "type": _TYPES[self.status], "param": self.param, "code": self.code}
+        error = {"message": self.message, "type": error_type(self.status), "param": self.param, "code": self.code}
         return {"error": error}
+
+
+def error_type(status: int) -> str:
+    """The API's kind of the errors with this HTTP status."""
+    return _TYPES[status]
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
