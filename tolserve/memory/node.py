@@ -12,16 +12,22 @@ import contextlib
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
 from tolbuild.table.errors import ToLError
+from tolbuild.table.manifest import Manifest
+from tolbuild.table.publish import read_manifest
+from tolbuild.table.store import open_store
 from tolserve.memory.loading import TableStore, load_partition
 from tolserve.memory.partition import Partition
-from tolserve.memory.service import DEFAULT_MAX_IDS, RowService
+from tolserve.memory.service import DEFAULT_MAX_IDS
+from tolserve.memory.spec import Rows
 from tolserve.memory.store import RowStore
+from tolserve.memory.versions import Held, VersionedService
 from tolserve.transport.link import Address
 from tolserve.transport.server import RowServer, ServerConfig
 
@@ -76,16 +82,22 @@ def check_mappable(table: str) -> None:
 class MemoryNode:
     """Loads when made, serves between `start` and `stop` in a thread of its own.
 
+    Args:
+        versions: what it holds at first; None is the one that `config` names.
+
     Raises:
         ToLError: the table is not there, cannot be read or is corrupt.
         OSError: the port is taken.
     """
 
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, versions: Sequence[int] | None = None) -> None:
         began = time.perf_counter()
-        self.store = open_partition(config)
+        self._config = config
+        self._held: dict[int, Held] = {}
+        self._service = VersionedService(max_ids=config.max_ids)
+        for version in (config.version,) if versions is None else versions:
+            self.load(version)
         self.load_s = time.perf_counter() - began
-        self._service = RowService(self.store, max_ids=config.max_ids)
         self._server = RowServer(self._service, config.server)
 
     @property
@@ -95,8 +107,38 @@ class MemoryNode:
 
     @property
     def identity(self) -> bytes:
-        """Of the table version held."""
-        return self.store.spec.identity
+        """Of the table version that it has held for longest."""
+        return next(iter(self._held.values())).manifest.identity
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Numbers of the table versions held."""
+        return tuple(self._held)
+
+    def load(self, version: int | None) -> None:
+        """Hold a version (None: the latest) beside the others; bands that are the same objects are held once.
+
+        One thread at a time may load and drop, beside the one that serves.
+
+        Raises:
+            ToLError: it is not there, cannot be read or is corrupt.
+        """
+        manifest = _manifest(self._config.table, version)
+        if manifest.version in self._held:
+            return
+        shared: dict[int, Rows] = {}
+        for held in self._held.values():
+            shared |= held.shared_with(manifest)
+        store = open_partition(replace(self._config, version=manifest.version), shared)
+        self._held[manifest.version] = Held(manifest=manifest, store=store)
+        self._service.add(store)
+
+    def drop(self, version: int) -> None:
+        """Hold a version no more: requests for it are refused, its memory is given back."""
+        held = self._held.pop(version, None)
+        if held is not None:
+            self._service.remove(held.manifest.identity)
+            held.store.close()
 
     @property
     def loaded(self) -> bool:
@@ -130,21 +172,30 @@ class MemoryNode:
     def stop(self) -> None:
         """End all connections; stopping twice changes nothing."""
         self._server.stop()
-        self.store.close()
+        for held in self._held.values():
+            held.store.close()
 
     def request_stop(self) -> None:
         """Let `run` return soon; may be called by a signal handler."""
         self._server.request_stop()
 
 
-def open_partition(config: NodeConfig) -> RowStore:
-    """The rows of a node, ready to be served."""
+def open_partition(config: NodeConfig, shared: Mapping[int, Rows] | None = None) -> RowStore:
+    """The rows of a node, ready to be served; of the bands in `shared` they are in memory already."""
     from tolbuild.table import open_table
 
     if config.keep == "mapped":
         return TableStore(open_table(config.table, version=config.version, access="mmap"), config.partition)
     with contextlib.closing(open_table(config.table, version=config.version)) as table:
-        return load_partition(table, config.partition)
+        return load_partition(table, config.partition, shared)
+
+
+def _manifest(url: str, version: int | None) -> Manifest:
+    store = open_store(url)
+    try:
+        return read_manifest(store, version)
+    finally:
+        store.close()
 
 
 def parse_arguments(arguments: list[str]) -> NodeConfig:
