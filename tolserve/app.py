@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tolserve.asgi import ClientStuckError, Receive, Scope, Send, bounded, send_body, send_error
@@ -22,7 +23,8 @@ from tolserve.metrics import CONTENT_TYPE, Metrics
 from tolserve.openai_api.errors import ApiError, invalid, unavailable
 from tolserve.openai_api.prompts import ModelInfo, Tokenizer
 from tolserve.openai_api.request import parse_request
-from tolserve.openai_api.response import DONE, error_chunk
+from tolserve.openai_api.response import DONE, error_chunk, version_header
+from tolserve.table_admin import METHODS, TableAdmin, handle_table
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ class AppConfig:
 class App:
     """An ASGI application over a `CompletionEngine`: /v1/completions, /v1/models, /health and /metrics.
 
-    `memory` tells what is known of the memory nodes, for /metrics.
+    `memory` tells what is known of the memory nodes, for /metrics; `admin` changes what is served, under /v1/table.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class App:
         config: AppConfig,
         *,
         memory: Callable[[], Sequence[Member]] = tuple,
+        admin: TableAdmin | None = None,
     ) -> None:
         self._engine = engine
         self._model = model
@@ -89,6 +92,8 @@ class App:
             "/health": ("GET", self._health),
             "/metrics": ("GET", self._metrics),
         }
+        if admin is not None:
+            self._routes["/v1/table"] = (METHODS, partial(handle_table, admin))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry."""
@@ -96,7 +101,7 @@ class App:
             raise RuntimeError(f"this application speaks http; a {scope['type']} connection came")
         try:
             method, handler = self._route(scope)
-            if scope["method"] != method:
+            if scope["method"] not in method.split(", "):
                 raise ApiError(405, f"{scope['path']} takes {method}, not {scope['method']}", allow=method)
             await handler(scope, receive, send)
         except ApiError as error:
@@ -219,13 +224,14 @@ class App:
             completion.take(await _next(submission, completion))
         if completion.aborted:
             return CLIENT_GONE
-        await send_body(send, 200, completion.body())
+        await send_body(send, 200, completion.body(), extra=version_header(completion.fingerprint))
         return 200
 
     async def _stream(self, completion: Completion, submission: Submission, send: Send) -> int:
         """Answer event by event; everything that is there goes out at once. The status."""
         text = completion.take(await _next(submission, completion))
-        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        headers = [*_STREAM_HEADERS, *version_header(completion.fingerprint)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             while not completion.done:
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
@@ -261,6 +267,7 @@ async def _next(submission: Submission, completion: Completion) -> list[tuple[in
             if kind == "unavailable":
                 raise unavailable(str(output.error))
             raise ApiError(500, f"the engine failed: {output.error}")
+    completion.fingerprint = submission.fingerprint
     return outputs
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from tolserve.async_engine import Work
@@ -51,6 +52,7 @@ class Completion:
 
     Attributes:
         aborted: a generation was cancelled, so nobody waits for the answer.
+        fingerprint: names the table version, where there is one; set before the first output is taken.
     """
 
     def __init__(
@@ -79,19 +81,24 @@ class Completion:
         self._num_open = len(self._writers)
         self._texts: list[list[str]] = [[] for _ in self._writers]
         self._logprobs: list[dict[str, Any] | None] = [None] * len(self._writers)
-        self._events = StreamWriter(
-            request_id,
-            request.model,
-            created,
-            num_choices=len(self._writers),
-            with_usage=request.wants_usage_chunk,
-        )
+        self.fingerprint = ""
         self.aborted = False
 
     @property
     def done(self) -> bool:
         """Whether every generation has finished."""
         return self._num_open == 0
+
+    @cached_property
+    def _events(self) -> StreamWriter:
+        return StreamWriter(
+            self._id,
+            self._request.model,
+            self._created,
+            num_choices=len(self._writers),
+            with_usage=self._request.wants_usage_chunk,
+            fingerprint=self.fingerprint,
+        )
 
     def take(self, outputs: Sequence[tuple[int, RequestOutput]]) -> str:
         """Add outputs; for a stream, their events."""
@@ -118,7 +125,8 @@ class Completion:
             }
             for index, writer in enumerate(self._writers)
         ]
-        return completion(self._id, self._request.model, self._created, choices, self._usage())
+        named = self.fingerprint
+        return completion(self._id, self._request.model, self._created, choices, self._usage(), fingerprint=named)
 
     def usage_event(self) -> str:
         """A stream's event with the usage; empty where none was asked for."""
