@@ -15,7 +15,7 @@ Addresses = list[list[tuple[str, int]]]
 
 
 class Replica(Protocol):
-    """The part of `tolserve.replica.AttentionReplica` that follows."""
+    """The part of `tolserve.attention_node.AttentionReplica` that follows."""
 
     @property
     def editions(self) -> tuple[Edition, ...]:

@@ -12,6 +12,7 @@ from serve_kit import byte_tokenizer, make_served_checkpoint
 from version_kit import NUM_TOKENS, PROMPTS, Versions, build_version
 
 from tolbuild.table import open_table
+from tolserve.attention_node import AttentionReplica
 from tolserve.conductor import Conductor, TableRules
 from tolserve.engine.request import SamplingParams
 from tolserve.followers import attention_follows, memory_follows
@@ -19,7 +20,6 @@ from tolserve.link.fleet import Fleet
 from tolserve.membership import HEARTBEAT_S, Member
 from tolserve.memory.node import MemoryNode, NodeConfig
 from tolserve.memory.partition import Partition
-from tolserve.replica import AttentionReplica
 from tolserve.rollout import ChangeRefusedError, Edition, Plan
 from tolserve.serve_config import ServeConfig
 

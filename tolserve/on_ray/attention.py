@@ -7,10 +7,10 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
+from tolserve.attention_node import AttentionReplica
 from tolserve.followers import attention_follows
 from tolserve.membership import View
 from tolserve.on_ray.directory import Membership, node_ip, wait_for_edition
-from tolserve.replica import AttentionReplica
 from tolserve.serve_config import ServeConfig
 
 _LOOK_S = 0.1
