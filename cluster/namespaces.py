@@ -30,11 +30,11 @@ _KILL_S = 10.0
 
 
 class NamespacesError(RuntimeError):
-    """A namespace could not be made or removed; the text is what `ip` says."""
+    """A namespace could not be made, changed or removed; the text is what `ip` or `tc` says."""
 
 
 class NotPermittedError(NamespacesError):
-    """This process may not make network namespaces, or `ip` is not installed."""
+    """This process may not make network namespaces or limit their links, or the program for it is not installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,20 @@ class Namespace:
     def command(self, *words: str) -> list[str]:
         """A command line that runs these words in here; the process has the pid that it is started with."""
         return ["ip", "netns", "exec", self.name, *words]
+
+    def limit(self, bytes_per_s: float) -> None:
+        """Let no more than this leave over the cable: a token bucket, whose first 32 KiB go at once.
+
+        Raises:
+            NotPermittedError: `tc` is not installed, or this system has no token bucket filter.
+        """
+        if shutil.which("tc") is None:
+            raise NotPermittedError("`tc` is not installed (iproute2)")
+        bucket = ("tbf", "rate", f"{int(8 * bytes_per_s)}bit", "burst", "32kb", "latency", "100ms")
+        try:
+            _run("tc", "-n", self.name, "qdisc", "replace", "dev", _CABLE, "root", *bucket)
+        except NamespacesError as error:
+            raise NotPermittedError(f"the rate of a link cannot be limited here: {error}") from error
 
     def pids(self) -> list[int]:
         """Processes that are in here now."""
@@ -129,7 +143,11 @@ def _names() -> list[str]:
 
 
 def _ip(*words: str) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    return _run("ip", *words)
+
+
+def _run(*words: str) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise NamespacesError(f"`ip {' '.join(words)}` failed: {done.stderr.strip()}")
+        raise NamespacesError(f"`{' '.join(words)}` failed: {done.stderr.strip()}")
     return done.stdout

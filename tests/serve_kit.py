@@ -35,7 +35,7 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def make_served_checkpoint(path: Path) -> str:
+def make_served_checkpoint(path: Path, *, seed: int = 3) -> str:
     """A random memory model of 256 tokens, d 48, 4 layers, spread enough that rounding changes no greedy token."""
     config = ModelConfig(
         kind="memory",
@@ -48,7 +48,7 @@ def make_served_checkpoint(path: Path) -> str:
         eos_token_id=0,
     )
     model = MemoryLLM(config)
-    model.reset_parameters(seed=3)
+    model.reset_parameters(seed=seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:

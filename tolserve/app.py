@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tolserve.asgi import ClientStuckError, Receive, Scope, Send, bounded, send_body, send_error
@@ -23,8 +24,9 @@ from tolserve.metrics import CONTENT_TYPE, Metrics
 from tolserve.openai_api.errors import ApiError, invalid, too_late, unavailable
 from tolserve.openai_api.prompts import ModelInfo, Tokenizer
 from tolserve.openai_api.request import parse_request
-from tolserve.openai_api.response import DONE, error_chunk
+from tolserve.openai_api.response import DONE, error_chunk, version_header
 from tolserve.openai_api.schema import openapi
+from tolserve.table_admin import METHODS, TableAdmin, handle_table
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class AppConfig:
 class App:
     """An ASGI application over a `CompletionEngine`: /v1/completions, /v1/models, /health, /metrics, /openapi.json.
 
-    `memory` tells what is known of the memory nodes, for /metrics.
+    `memory` tells what is known of the memory nodes, for /metrics; `admin` changes what is served, under /v1/table.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class App:
         config: AppConfig,
         *,
         memory: Callable[[], Sequence[Member]] = tuple,
+        admin: TableAdmin | None = None,
     ) -> None:
         self._engine = engine
         self._model = model
@@ -93,6 +96,8 @@ class App:
             "/openapi.json": ("GET", self._described),
         }
         self._description = json.dumps(openapi(model, with_key=config.api_key is not None)).encode()
+        if admin is not None:
+            self._routes["/v1/table"] = (METHODS, partial(handle_table, admin))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI entry."""
@@ -100,7 +105,7 @@ class App:
             raise RuntimeError(f"this application speaks http; a {scope['type']} connection came")
         try:
             method, handler = self._route(scope)
-            if scope["method"] != method:
+            if scope["method"] not in method.split(", "):
                 raise ApiError(405, f"{scope['path']} takes {method}, not {scope['method']}", allow=method)
             await handler(scope, receive, send)
         except ApiError as error:
@@ -226,13 +231,14 @@ class App:
             completion.take(await _next(submission, completion))
         if completion.aborted:
             return CLIENT_GONE
-        await send_body(send, 200, completion.body())
+        await send_body(send, 200, completion.body(), extra=version_header(completion.fingerprint))
         return 200
 
     async def _stream(self, completion: Completion, submission: Submission, send: Send) -> int:
         """Answer event by event; everything that is there goes out at once. The status."""
         text = completion.take(await _next(submission, completion))
-        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        headers = [*_STREAM_HEADERS, *version_header(completion.fingerprint)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             while not completion.done:
                 await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
@@ -270,6 +276,7 @@ async def _next(submission: Submission, completion: Completion) -> list[tuple[in
             if kind == "unavailable":
                 raise unavailable(str(output.error))
             raise ApiError(500, f"the engine failed: {output.error}")
+    completion.fingerprint = submission.fingerprint
     return outputs
 
 

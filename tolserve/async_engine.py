@@ -46,6 +46,12 @@ class StepEngine(Protocol):
 class Submission(Protocol):
     """The generations of one HTTP request, numbered as they were given."""
 
+    @property
+    def fingerprint(self) -> str:
+        """What names the table version that all of them are computed with, once one of them has given an output; empty
+        where there is no table.
+        """
+
     async def next(self) -> list[tuple[int, RequestOutput]]:
         """All outputs since the last call, at least one; every generation ends with a finished one."""
         ...
@@ -145,6 +151,11 @@ class EngineThread:
     def alive(self) -> bool:
         """Whether steps are still run."""
         return self._thread.is_alive()
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not ended."""
+        return len(self._open) + len(self._inbox)
 
     def _post(self, request_id: str, work: Work | None) -> None:
         with self._wake:
@@ -253,6 +264,8 @@ class LocalEngine:
 
 class LocalSubmission:
     """The generations of one request on a `LocalEngine`."""
+
+    fingerprint = ""
 
     def __init__(self, engine: LocalEngine, mailbox: Mailbox, names: list[str]) -> None:
         self._engine = engine

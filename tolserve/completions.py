@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from tolserve.async_engine import Work
@@ -54,6 +55,7 @@ class Completion:
 
     Attributes:
         aborted: a generation was cancelled, so nobody waits for the answer.
+        fingerprint: names the table version, where there is one; set before the first output is taken.
         give_up_at: by `time.monotonic`, when an engine that should have ended the request at its deadline, but
             computes a long step or is frozen, is waited for no more; None without a deadline.
     """
@@ -84,13 +86,7 @@ class Completion:
         self._num_open = len(self._writers)
         self._texts: list[list[str]] = [[] for _ in self._writers]
         self._logprobs: list[dict[str, Any] | None] = [None] * len(self._writers)
-        self._events = StreamWriter(
-            request_id,
-            request.model,
-            created,
-            num_choices=len(self._writers),
-            with_usage=request.wants_usage_chunk,
-        )
+        self.fingerprint = ""
         self.aborted = False
         self.give_up_at: float | None = None
         if request.deadline_s is not None:
@@ -100,6 +96,17 @@ class Completion:
     def done(self) -> bool:
         """Whether every generation has finished."""
         return self._num_open == 0
+
+    @cached_property
+    def _events(self) -> StreamWriter:
+        return StreamWriter(
+            self._id,
+            self._request.model,
+            self._created,
+            num_choices=len(self._writers),
+            with_usage=self._request.wants_usage_chunk,
+            fingerprint=self.fingerprint,
+        )
 
     def take(self, outputs: Sequence[tuple[int, RequestOutput]]) -> str:
         """Add outputs; for a stream, their events."""
@@ -126,7 +133,8 @@ class Completion:
             }
             for index, writer in enumerate(self._writers)
         ]
-        return completion(self._id, self._request.model, self._created, choices, self._usage())
+        named = self.fingerprint
+        return completion(self._id, self._request.model, self._created, choices, self._usage(), fingerprint=named)
 
     def usage_event(self) -> str:
         """A stream's event with the usage; empty where none was asked for."""

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tolserve.rollout import Edition, Plan
+
 Kind = Literal["memory", "attention", "gateway"]
 
 HEARTBEAT_S = 1.0
@@ -24,18 +26,24 @@ class Member:
         name: unique; a restarted node has another.
         address: (host, port) that it listens on.
         partition: of a memory node, else 0.
-        identity: of the table version that it holds, in hex; empty where it holds none.
+        num_partitions: of a memory node's layout, else 0; 0 fits any.
         pid: its process, on its host.
         figures: of a memory node what it has done (`MemoryNode.figures`), as of this announcement.
+        plan: that it goes by; None before it has one.
+        editions: what it holds, can compute with, or uses; see `tolserve.rollout.Follower`.
+        fault: why it cannot follow the plan; empty where it can.
     """
 
     name: str
     kind: Kind
     address: tuple[str, int]
     partition: int = 0
-    identity: str = ""
+    num_partitions: int = 0
     pid: int = 0
     figures: dict[str, Any] = field(default_factory=dict, compare=False)
+    plan: Plan | None = None
+    editions: tuple[Edition, ...] = ()
+    fault: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +53,12 @@ class View:
     Attributes:
         complete: whether it has existed for so long that everyone has announced themselves. Until then nodes that
             are missing here may well be there.
+        plan: what to hold and use.
     """
 
     members: tuple[Member, ...]
     complete: bool
+    plan: Plan | None = None
 
     def attention(self) -> dict[str, tuple[str, int]]:
         """Addresses of the attention nodes by name."""
@@ -59,9 +69,14 @@ class View:
         return sorted((m for m in self.members if m.kind == "memory"), key=lambda member: member.name)
 
     def memory(self, num_partitions: int) -> list[list[tuple[str, int]]]:
-        """Addresses of the memory nodes by partition, in the order of their names."""
-        nodes = self.memory_members()
+        """Addresses of the memory nodes of so many partitions, by partition, in the order of their names."""
+        nodes = [node for node in self.memory_members() if node.num_partitions in (0, num_partitions)]
         return [[node.address for node in nodes if node.partition == index] for index in range(num_partitions)]
+
+    def holders(self, edition: Edition) -> list[list[tuple[str, int]]]:
+        """Addresses of the memory nodes that hold an edition, by partition."""
+        having = tuple(member for member in self.members if edition in member.editions)
+        return View(members=having, complete=self.complete).memory(edition.num_partitions)
 
 
 class Directory:

@@ -1,19 +1,15 @@
-"""One attention node: engine, rows and the link that gateways connect to. Plain; `on_ray` runs it in a deployment."""
+"""What one attention node is made of by its configuration: settings of the engine, rows, their cache."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from tolbuild.checkpoint import open_checkpoint
 from tolbuild.config import ModelConfig
 from tolbuild.table import Table, open_table
 from tolserve.engine.build import requested_bands
 from tolserve.engine.config import EngineConfig
-from tolserve.engine.load import build_engine
-from tolserve.link.server import LinkServer
 from tolserve.memory.arena import Arena
 from tolserve.memory.cached import CachedSource, arena_slots, slots_for
 from tolserve.memory.counts import read_counts
@@ -73,6 +69,15 @@ class Rows:
     table: Table | None = None
     tiers: Tiers | None = None
     keeper: StateKeeper | None = None
+
+    def close(self) -> None:
+        """Give back connections and memory; what the cache holds is saved first where that was asked for."""
+        if self.keeper is not None:
+            self.keeper.stop()
+        if self.source is not None:
+            self.source.close()
+        if self.table is not None:
+            self.table.close()
 
 
 def open_rows(
@@ -168,66 +173,3 @@ def _arena(config: ServeConfig, spec: RowSpec, staging: int, bands: tuple[int, .
 
     device = torch.device(config.device)
     return DeviceArena(spec, num_staging=staging, slots=arena_slots(bands, num_slots), device=device)
-
-
-class AttentionReplica:
-    """Loads a model when made and serves it to gateways until `stop`.
-
-    Args:
-        host: interface that the link listens on.
-        version: of the table.
-        addresses: of the memory nodes, at least one a partition.
-        transport: see `open_rows`.
-
-    Raises:
-        ValueError: checkpoint, table and settings do not fit each other.
-        ToLError: checkpoint or table cannot be read, or memory nodes cannot be reached.
-    """
-
-    def __init__(
-        self,
-        config: ServeConfig,
-        *,
-        host: str,
-        version: int | None,
-        addresses: Addresses,
-        transport: Transport | None = None,
-    ) -> None:
-        shape = open_checkpoint(config.checkpoint).config
-        self._rows = open_rows(config, shape, version, addresses, transport)
-        self._known = addresses
-        engine = build_engine(
-            config.checkpoint, self._rows.source, engine_config(config, shape), table=self._rows.table
-        )
-        hello = {"model": config.name, "version": version}
-        self._link = LinkServer(engine, host=host, hello=hello, more_stats=self._row_stats)
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where gateways connect."""
-        return self._link.address
-
-    @property
-    def failure(self) -> Exception | None:
-        """Why the engine does not run any more."""
-        return self._link.failure
-
-    def update_addresses(self, addresses: Sequence[Sequence[tuple[str, int]]]) -> None:
-        """Use these memory nodes from now on."""
-        new = [[(str(host), int(port)) for host, port in nodes] for nodes in addresses]
-        client = None if self._rows.tiers is None else self._rows.tiers.client
-        if client is not None and new != self._known:
-            _log.info("memory nodes are now at %s", new)
-            client.update_addresses(new)
-            self._known = new
-
-    def _row_stats(self) -> dict[str, Any]:
-        return {} if self._rows.tiers is None else self._rows.tiers.stats()
-
-    def stop(self) -> None:
-        """End the link and the engine, and give the rows back."""
-        self._link.stop()
-        if self._rows.keeper is not None:
-            self._rows.keeper.stop()
-        if self._rows.source is not None:
-            self._rows.source.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 from tolserve.memory.client import ClientConfig, PartitionedClient
 from tolserve.memory.host_cache import HostCache
-from tolserve.memory.node import NodeConfig
+from tolserve.memory.node_config import NodeConfig
 from tolserve.memory.object_rows import ObjectFetcher, ObjectRows
 from tolserve.memory.partition import Partition
 from tolserve.memory.source import RowFetcher

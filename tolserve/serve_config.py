@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import TypeAdapter, ValidationError
 
 from tolbuild.config import ModelConfig
-from tolserve.memory.node import check_mappable
+from tolserve.memory.node_config import check_mappable
 from tolserve.openai_api.prompts import ModelInfo
 from tolserve.tier_settings import TierSettings, option
 from tolserve.transport.choose import TransportName
@@ -123,6 +123,12 @@ class ServeConfig(TierSettings):
     """Name in the nodes' certificates; left out, each carries the address that it is reached by."""
     token_file: str | None = None
     """A file whose first line is the token that memory nodes ask for."""
+    follow_versions: float = 0.0
+    """Go to a newer table version when there is one, looking every so many seconds; 0 stays with the first."""
+    max_attention_replicas: int | None = None
+    """As many attention nodes as this where requests wait, and `attention_replicas` at least; as many when left out."""
+    scale_down_after_s: float = 60.0
+    """How long fewer attention nodes must have been enough before one ends; it finishes what it computes first."""
 
     def __post_init__(self) -> None:
         least = {
@@ -162,6 +168,20 @@ class ServeConfig(TierSettings):
             raise ValueError("--transport ray has no TLS or token of its own: use RAY_USE_TLS, or --transport tcp")
         self._check_table()
         self.check_tiers(self.deadline_s)
+        self._check_changes()
+
+    def _check_changes(self) -> None:
+        """What may change while it serves."""
+        if not self.follow_versions >= 0 or not self.scale_down_after_s >= 0:
+            given = self.follow_versions, self.scale_down_after_s
+            raise ValueError(f"--follow-versions and --scale-down-after-s are {given}; they must not be negative")
+        if self.follow_versions and (self.table is None or self.table_version is not None):
+            raise ValueError("--follow-versions follows the latest version: give --table, and no --table-version")
+        most = self.max_attention_replicas
+        if most is not None and most < self.attention_replicas:
+            raise ValueError(
+                f"--max-attention-replicas is {most}, below --attention-replicas, {self.attention_replicas}"
+            )
 
     def _check_key(self) -> None:
         if self.api_key is not None and self.api_key_file is not None:
@@ -225,7 +245,7 @@ class ServeConfig(TierSettings):
     @property
     def max_open(self) -> int:
         """Generations that may run or wait at once."""
-        return self.attention_replicas * self.max_num_seqs + self.max_queue
+        return (self.max_attention_replicas or self.attention_replicas) * self.max_num_seqs + self.max_queue
 
     @property
     def device(self) -> str:

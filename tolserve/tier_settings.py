@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from tolserve.memory.hedge import ReadConfig
-from tolserve.memory.node import DEFAULT_CACHE_BYTES
+from tolserve.memory.node_config import DEFAULT_CACHE_BYTES
 
 _OF_THE_STORE = ("store_reads", "store_deadline_s", "hedge_quantile", "hedge_ms")
 

@@ -24,7 +24,8 @@ from tolserve.memory.client import ClientConfig, PartitionedClient
 from tolserve.memory.errors import NodesUnavailableError
 from tolserve.memory.hedge import ReadConfig
 from tolserve.memory.host_cache import HostCache
-from tolserve.memory.node import MemoryNode, NodeConfig
+from tolserve.memory.node import MemoryNode
+from tolserve.memory.node_config import NodeConfig
 from tolserve.memory.object_rows import ObjectFetcher, ObjectRows, open_object_rows
 from tolserve.memory.row_reads import plan_row_reads
 from tolserve.memory.spec import Ids, Rows, RowSpec

@@ -26,7 +26,8 @@ from tolbuild.table import open_store
 from tolserve.memory.cached import CachedSource
 from tolserve.memory.client import ClientConfig, PartitionedClient
 from tolserve.memory.errors import NodesUnavailableError
-from tolserve.memory.node import MemoryNode, NodeConfig
+from tolserve.memory.node import MemoryNode
+from tolserve.memory.node_config import NodeConfig
 from tolserve.memory.spec import RowSpec
 from tolserve.on_ray.launch import own_cluster
 from tolserve.on_ray.rows import RayMemoryNode, RayTransport

@@ -29,7 +29,8 @@ from tolserve.memory.cached import CachedSource
 from tolserve.memory.client import ClientConfig, PartitionedClient
 from tolserve.memory.errors import NodesUnavailableError
 from tolserve.memory.loading import plan_reads
-from tolserve.memory.node import MemoryNode, NodeConfig, main, parse_arguments
+from tolserve.memory.node import MemoryNode, main, parse_arguments
+from tolserve.memory.node_config import NodeConfig
 from tolserve.memory.partition import Partition
 from tolserve.memory.spec import Ids, Rows, RowSpec
 from tolserve.transport.errors import LinkError

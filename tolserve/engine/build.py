@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from tolserve.engine.model import StepModel
 from tolserve.engine.prefix import PrefixCache, prefix_root
 from tolserve.engine.rows import RowFeed, codes_tensor
 from tolserve.engine.verify import RecomputeRow, RowVerifier
-from tolserve.engine.weights import ModelWeights, TensorSource, load_weights
+from tolserve.engine.weights import ModelWeights, TensorSource, load_merges, load_weights
 from tolserve.memory.source import CachingSource, RowSource
 from tolserve.memory.spec import BandSpec, RowSpec
 
@@ -45,6 +45,7 @@ def make_engine(
     expansions: tuple[LayerExpansion, ...] | None = None,
     tokenizer: Decoder | None = None,
     checks: RowChecks | None = None,
+    base: Engine | None = None,
 ) -> Engine:
     """An engine over the weights of `tensors`.
 
@@ -52,6 +53,8 @@ def make_engine(
         source: of rows; required for a model with memory and refused for one without.
         expansions: by layer, for codes that are not plain rows (`expand.table_expansions`).
         checks: required where `config.verify_every` is set.
+        base: an engine of the same weights and settings over other rows; its weights and KV cache are shared, so that
+            one thread may use both.
 
     Raises:
         ValueError: source and model do not fit each other, or the configuration does not fit the model.
@@ -59,22 +62,25 @@ def make_engine(
     shape = tensors.config
     _check_fit(shape, config, source)
     device = torch.device(config.device)
-    weights = load_weights(tensors, dtype=config.torch_dtype, device=device)
+    load = load_merges if base else load_weights
+    weights = load(tensors, dtype=config.torch_dtype, device=device)
+    layers = weights.layers if isinstance(weights, ModelWeights) else weights
     terms: MemoryTerms | None = None
     if source is not None:
         bands = source.spec.bands
         terms, layers = make_terms(
-            weights.layers,
+            layers,
             bands,
             expansions,
             load_pinned(source, bands[: config.pinned_bands], device),
             alpha=config.alpha,
             drop_layers=config.drop_layers,
         )
-        weights = ModelWeights(
-            embedding_VD=weights.embedding_VD, layers=layers, norm_D=weights.norm_D, head_DV=weights.head_DV
-        )
-    model = StepModel(shape, weights, _cache(shape, config, device), terms)
+    if isinstance(weights, ModelWeights):
+        model = StepModel(shape, replace(weights, layers=layers), _cache(shape, config, device), terms)
+    else:
+        assert base is not None
+        model = base.model.with_terms(layers, terms)
     prefix = None
     if config.prefix_cache:
         prefix = PrefixCache(model.cache, prefix_root(shape, config, None if source is None else source.spec))

@@ -27,6 +27,7 @@ def build_engine(
     *,
     table: Table | None = None,
     credentials: Credentials | None = None,
+    base: Engine | None = None,
 ) -> Engine:
     """An engine that serves `checkpoint_url`.
 
@@ -34,6 +35,7 @@ def build_engine(
         source: where rows come from; None computes them all from the checkpoint and keeps them here, in full.
         table: the open table that the source's codes are of, for bases, means, scales and stated errors; its
             fingerprint must be the checkpoint's.
+        base: an engine of the same checkpoint and `config` whose weights and KV cache are shared; see `make_engine`.
 
     Raises:
         ValueError: table and checkpoint do not belong together, or the configuration does not fit them.
@@ -56,6 +58,7 @@ def build_engine(
         expansions=expansions,
         tokenizer=checkpoint.tokenizer(),
         checks=checks,
+        base=base,
     )
 
 

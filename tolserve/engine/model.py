@@ -10,7 +10,9 @@ Low-rank rows cost one longer product: memory [attn, codes] @ [W_o; basis] + mea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +25,7 @@ from tolserve.engine.flow import Flow, LayerProducts, StepTensors
 from tolserve.engine.kv_cache import KVCache
 from tolserve.engine.product import make_product
 from tolserve.engine.segments import Half, Segment, plan_segments
-from tolserve.engine.weights import ModelWeights
+from tolserve.engine.weights import LayerWeights, ModelWeights
 
 
 class StepModel:
@@ -42,6 +44,17 @@ class StepModel:
         head_dim = config.head_dim
         self._key_pools = [pool.view(-1, head_dim) for pool in cache.keys]
         self._value_pools = [pool.view(-1, head_dim) for pool in cache.values]
+
+    def with_terms(self, merges: Sequence[LayerWeights], terms: MemoryTerms | None) -> StepModel:
+        """This model with other memory terms: it shares the KV cache and all weights but the `merges` of the layers."""
+        other = copy.copy(self)
+        other.terms = terms
+        other._layers = [
+            replace(layer, merge=make_product(merge.merge_ED, merge.merge_bias_D))
+            for layer, merge in zip(self._layers, merges, strict=True)
+        ]
+        other.segments = plan_segments(self.config.num_hidden_layers, terms.requested if terms else {})
+        return other
 
     @property
     def device(self) -> torch.device:

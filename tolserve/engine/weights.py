@@ -59,6 +59,20 @@ def interleave_halves(weight_ED: Tensor, head_dim: int) -> Tensor:
     return pairs.transpose(1, 2).reshape(weight_ED.shape)
 
 
+def load_merges(source: TensorSource, *, dtype: torch.dtype, device: torch.device) -> tuple[LayerWeights, ...]:
+    """Of every layer the product that memory terms are added with, and no other weight (those are empty)."""
+    name = "mlp.down_proj" if source.config.has_context_ffn else "self_attn.o_proj"
+    empty = torch.empty(0, dtype=dtype, device=device)
+    return tuple(
+        LayerWeights(
+            attention_norm_D=empty,
+            qkv_DE=empty,
+            merge_ED=source.tensor(f"model.layers.{index}.{name}.weight").to(dtype).t().contiguous().to(device),
+        )
+        for index in range(source.config.num_hidden_layers)
+    )
+
+
 def load_weights(source: TensorSource, *, dtype: torch.dtype, device: torch.device) -> ModelWeights:
     """Read and fuse the weights of `source`; a tied head is a view of the embedding."""
     config = source.config

@@ -33,12 +33,22 @@ class ReplicaLink(asyncio.Protocol):
         name: the replica's.
         hello: what the replica said of itself; empty until it did.
         stats: its engine's latest statistics.
+        editions: what it can compute with: by key what answers name it by; see `tolserve.rollout.Edition`.
+        draining: it is about to end and takes nothing new.
     """
 
-    def __init__(self, name: str, on_lost: Callable[[ReplicaLink], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        on_lost: Callable[[ReplicaLink], None],
+        on_editions: Callable[[ReplicaLink], None] = lambda link: None,
+    ) -> None:
         self.name = name
         self.hello: dict[str, Any] = {}
         self.stats: dict[str, Any] = {}
+        self.editions: dict[str, str] = {}
+        self.draining = False
+        self._on_editions = on_editions
         self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._on_lost = on_lost
         self._sinks: dict[int, Sink] = {}
@@ -57,8 +67,8 @@ class ReplicaLink(asyncio.Protocol):
         """Generations that have not finished."""
         return len(self._sinks)
 
-    def submit(self, work: Work, sink: Sink, *, stream: bool) -> int:
-        """Start a generation; its id on this link."""
+    def submit(self, work: Work, sink: Sink, *, stream: bool, edition: str = "") -> int:
+        """Start a generation, of an edition where one is named; its id on this link."""
         assert self._transport is not None
         prompt, params = work
         self._next_id += 1
@@ -69,6 +79,8 @@ class ReplicaLink(asyncio.Protocol):
             "params": params_to_wire(params),
             "stream": stream,
         }
+        if edition:
+            message["edition"] = edition
         self._transport.write(encode(message))
         return self._next_id
 
@@ -119,7 +131,15 @@ class ReplicaLink(asyncio.Protocol):
             if sink is not None:
                 sink(output)
         self.stats = message.get("stats", self.stats)
+        self.draining = message.get("draining", self.draining)
+        self._learn(self.stats.get("editions"))
         if "hello" in message:
             self.hello = message["hello"]
+            self._learn(self.hello.get("editions"))
             if not self.greeted.done():
                 self.greeted.set_result(None)
+
+    def _learn(self, editions: dict[str, str] | None) -> None:
+        if editions is not None and editions != self.editions:
+            self.editions = editions
+            self._on_editions(self)

@@ -27,11 +27,34 @@ _LEAST_DEADLINE_S = 1e-6
 Address = tuple[str, int]
 
 
+class _Pin:
+    """The edition that the generations of one request are computed with, the same for all of them.
+
+    A single generation of which nothing has come may still go to another, where its own is nowhere any more.
+    """
+
+    def __init__(self, fleet: Fleet, count: int) -> None:
+        self._fleet = fleet
+        self._single = count == 1
+        self.num_open = count
+        self.edition = fleet.edition
+
+    def link(self) -> ReplicaLink | None:
+        """The replica for the next generation of the request to begin; None where there is none."""
+        self.edition = self.edition or self._fleet.edition
+        link = self._fleet.least_busy(self.edition)
+        if link is None and self._single:
+            link = self._fleet.least_busy(self._fleet.edition)
+            self.edition = self._fleet.edition if link else self.edition
+        return link
+
+
 class _Generation:
     """One generation: where it runs, whether anything of it came, whether it was tried again."""
 
-    def __init__(self, fleet: Fleet, mailbox: Mailbox, index: int, work: Work, *, stream: bool) -> None:
+    def __init__(self, fleet: Fleet, pin: _Pin, mailbox: Mailbox, index: int, work: Work, *, stream: bool) -> None:
         self._fleet = fleet
+        self._pin = pin
         self._mailbox = mailbox
         self._index = index
         self._work = work
@@ -46,12 +69,12 @@ class _Generation:
 
     def start(self) -> None:
         """Run on the least busy replica; wait for one, up to the fleet's deadline, where there is none."""
-        self._link = self._fleet.least_busy()
+        self._link = self._pin.link()
         if self._link is None:
             self._fleet.waiting.append(self)
             self._timer = asyncio.get_running_loop().call_later(self._fleet.deadline_s, self._expire)
             return
-        self._wire_id = self._link.submit(self._work_left(), self._take, stream=self._stream)
+        self._wire_id = self._link.submit(self._work_left(), self._take, stream=self._stream, edition=self._pin.edition)
 
     def _work_left(self) -> Work:
         """The work with what is left of its deadline, of which waiting and a lost replica have taken some."""
@@ -98,17 +121,26 @@ class _Generation:
         if self.finished:
             return
         self.finished = output.finished
-        if self.finished and self._timer is not None:
-            self._timer.cancel()
+        if self.finished:
+            self._fleet.ended(self._pin)
+            if self._timer is not None:
+                self._timer.cancel()
         self._mailbox.put(self._index, output)
 
 
 class FleetSubmission:
     """The generations of one request on a fleet."""
 
-    def __init__(self, mailbox: Mailbox, generations: list[_Generation]) -> None:
+    def __init__(self, fleet: Fleet, pin: _Pin, mailbox: Mailbox, generations: list[_Generation]) -> None:
+        self._fleet = fleet
+        self._pin = pin
         self._mailbox = mailbox
         self._generations = generations
+
+    @property
+    def fingerprint(self) -> str:
+        """See `tolserve.async_engine.Submission`."""
+        return self._fleet.fingerprint(self._pin.edition)
 
     async def next(self) -> list[tuple[int, RequestOutput]]:
         """See `tolserve.async_engine.Submission`."""
@@ -124,22 +156,47 @@ class Fleet:
     """A `CompletionEngine` over the attention replicas that `update` names; used on one event loop.
 
     A generation whose replica is lost before anything of it arrived is started once more; one that has streamed, or
-    is lost twice, fails. Where no replica is there, generations wait up to `deadline_s`.
+    is lost twice, fails. Where no replica is there, generations wait up to `deadline_s`. Replicas may have several
+    editions of the table: `serve` says which one new requests get.
     """
 
     def __init__(self, *, deadline_s: float) -> None:
         self.deadline_s = deadline_s
         self.waiting: list[_Generation] = []
+        self.edition = ""
+        self._wanted = ""
+        self._pins: set[_Pin] = set()
+        self._fingerprints: dict[str, str] = {}
         self._links: dict[str, ReplicaLink] = {}
         self._connecting: set[str] = set()
 
     def submit(self, works: Sequence[Work], *, stream: bool) -> FleetSubmission:
         """See `CompletionEngine`; without `stream` the replica sends one output a generation."""
-        mailbox = Mailbox()
-        generations = [_Generation(self, mailbox, i, work, stream=stream) for i, work in enumerate(works)]
+        mailbox, pin = Mailbox(), _Pin(self, len(works))
+        self._pins.add(pin)
+        generations = [_Generation(self, pin, mailbox, i, work, stream=stream) for i, work in enumerate(works)]
         for generation in generations:
             generation.start()
-        return FleetSubmission(mailbox, generations)
+        return FleetSubmission(self, pin, mailbox, generations)
+
+    def serve(self, edition: str) -> None:
+        """Give new requests this edition, from when a replica has it on."""
+        self._wanted = edition
+        self._choose()
+
+    def in_use(self) -> set[str]:
+        """Keys of the editions that new requests get or open ones have."""
+        return {self.edition, *(pin.edition for pin in self._pins)}
+
+    def fingerprint(self, edition: str) -> str:
+        """What answers name an edition by; empty where no replica told."""
+        return self._fingerprints.get(edition, "")
+
+    def ended(self, pin: _Pin) -> None:
+        """One of a request's generations has finished."""
+        pin.num_open -= 1
+        if pin.num_open == 0:
+            self._pins.discard(pin)
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """See `CompletionEngine`."""
@@ -149,9 +206,12 @@ class Fleet:
         """Whether there is a replica."""
         return bool(self._links)
 
-    def least_busy(self) -> ReplicaLink | None:
-        """The connected replica with the fewest open generations."""
-        return min(self._links.values(), key=lambda link: link.num_open, default=None)
+    def least_busy(self, edition: str) -> ReplicaLink | None:
+        """The connected replica with the fewest open generations, of those that have an edition ("": of all)."""
+        able = [
+            link for link in self._links.values() if not link.draining and (not edition or edition in link.editions)
+        ]
+        return min(able, key=lambda link: link.num_open, default=None)
 
     async def update(self, addresses: Mapping[str, Address]) -> None:
         """Connect to the replicas that are new in `addresses`, and drop those from which nothing comes any more.
@@ -176,7 +236,7 @@ class Fleet:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 loop = asyncio.get_running_loop()
-                _, link = await loop.create_connection(lambda: ReplicaLink(name, self._lost), *address)
+                _, link = await loop.create_connection(lambda: ReplicaLink(name, self._lost, self._learn), *address)
                 await link.greeted
         except (OSError, TimeoutError) as error:
             _log.warning("attention replica %s at %s:%d cannot be reached: %s", name, *address, error)
@@ -186,9 +246,21 @@ class Fleet:
         finally:
             self._connecting.discard(name)
         self._links[name] = link
+        self._learn(link)
+
+    def _learn(self, link: ReplicaLink) -> None:
+        """A replica is new or has other editions than before: requests that had none go on."""
+        self._fingerprints |= link.editions
+        if self._links.get(link.name) is not link:
+            return
+        self._choose()
         waiting, self.waiting = self.waiting, []
         for generation in waiting:
             generation.resume()
+
+    def _choose(self) -> None:
+        if any(self._wanted in link.editions for link in self._links.values()):
+            self.edition = self._wanted
 
     def _lost(self, link: ReplicaLink) -> None:
         if self._links.get(link.name) is link:

@@ -1,7 +1,9 @@
 """Frames between gateway and replica: a big-endian uint32 length, then that many bytes of JSON.
 
-Gateway to replica: {"submit": id, "prompt": [ids], "params": {SamplingParams}, "stream": bool}, {"cancel": id}.
-Replica to gateway: first {"hello": {...}}; then {"out": [output, ...]} and, now and then, {"stats": {...}}.
+Gateway to replica: {"submit": id, "prompt": [ids], "params": {SamplingParams}, "stream": bool}, where it is to be of a
+certain edition "edition": key besides, {"cancel": id}.
+Replica to gateway: first {"hello": {...}}; then {"out": [output, ...]} and, now and then, {"stats": {...}}; both name
+the editions that it has, {"editions": {key: fingerprint}}. {"draining": true} asks for nothing new.
 An output is [id, text, [token ids]] while a request runs plainly; else a fourth element holds the rest by name.
 Ids are integers that the gateway chooses, unique on its connection. Nothing is trusted: a frame over MAX_FRAME_BYTES,
 or one that is no such JSON, ends the connection.

@@ -11,11 +11,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from tolserve.async_engine import EngineThread, StepEngine
+from tolserve.async_engine import EngineThread, StepEngine, aborted
 from tolserve.engine.request import RequestOutput
 from tolserve.link.protocol import (
     LENGTH,
     LinkError,
+    RemoteError,
     decode,
     encode,
     frame_length,
@@ -30,6 +31,8 @@ SEND_TIMEOUT_S = 2.0
 """How long a gateway may leave its socket full before it is dropped: the engine does not wait longer for one."""
 
 STATS_PERIOD_S = 0.5
+
+_DRAINING = encode({"draining": True})
 
 
 class _Collected:
@@ -81,7 +84,8 @@ class _Gateway:
 class LinkServer:
     """Serves an engine to gateways on a TCP port; a gateway that goes away has its requests cancelled.
 
-    `more_stats` adds to the engine's statistics; it is called by a thread of its own.
+    `more_stats` adds to the engine's statistics; it is called by a thread of its own. `place` is told which edition a
+    generation is to be of (see `tolserve.edition_engine`) and says whether that is here.
 
     Attributes:
         address: (host, port) that it listens on.
@@ -95,9 +99,12 @@ class LinkServer:
         port: int = 0,
         hello: dict[str, Any],
         more_stats: Callable[[], dict[str, Any]] = dict,
+        place: Callable[[str, str], bool] | None = None,
     ) -> None:
         self._hello = encode({"hello": hello})
         self._more_stats = more_stats
+        self._place = place
+        self._draining = False
         self._gateways: dict[int, _Gateway] = {}
         self._thread = EngineThread(engine, self._deliver)
         self._listener = socket.create_server((host, port))
@@ -110,6 +117,17 @@ class LinkServer:
     def failure(self) -> Exception | None:
         """Why the engine does not run any more; None while it does."""
         return self._thread.failure
+
+    @property
+    def num_open(self) -> int:
+        """Generations that run or wait."""
+        return self._thread.num_open
+
+    def drain(self) -> None:
+        """Tell every gateway to send nothing more here."""
+        self._draining = True
+        for gateway in list(self._gateways.values()):
+            gateway.send(_DRAINING)
 
     def stop(self) -> None:
         """Close every connection and end the engine's thread."""
@@ -138,6 +156,8 @@ class LinkServer:
         opened: set[str] = set()
         try:
             gateway.send(self._hello)
+            if self._draining:
+                gateway.send(_DRAINING)
             with gateway.sock.makefile("rb", buffering=1 << 16) as stream:
                 while header := stream.read(LENGTH.size):
                     if len(header) < LENGTH.size:
@@ -165,6 +185,11 @@ class LinkServer:
         prompt, params = message.get("prompt"), params_from_wire(message.get("params"))
         if not isinstance(prompt, list) or any(type(token) is not int for token in prompt):
             raise LinkError("a submission's prompt is no list of integers")
+        edition = message.get("edition")
+        if edition is not None and self._place is not None and not self._place(name, str(edition)):
+            error = RemoteError("unavailable", "the table version of this request is not served any more; try again")
+            gateway.send(encode({"out": [output_to_wire(wire_id, aborted(name, error))]}))
+            return
         opened.add(name)
         if not message.get("stream"):
             gateway.collected[name] = _Collected()

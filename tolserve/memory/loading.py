@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -38,14 +38,18 @@ def plan_reads(spec: RowSpec, partition: Partition) -> Iterator[BlockRead]:
             yield BlockRead(band=band.index, blocks=blocks[first : first + step], first=first)
 
 
-def load_partition(table: Any, partition: Partition) -> RamStore:
+def load_partition(table: Any, partition: Partition, shared: Mapping[int, Rows] | None = None) -> RamStore:
     """The partition's rows of an open `tolbuild.table.Table`.
+
+    Args:
+        shared: by band, rows of this partition that are in memory already and are not read again.
 
     Raises:
         TableCorruptError: a row is not what its checksum says.
         StoreError: a read failed.
     """
-    store = RamStore.empty(RowSpec.from_manifest(table.manifest), partition)
+    present = shared or {}
+    store = RamStore.beside(RowSpec.from_manifest(table.manifest), partition, present)
 
     def load(read: BlockRead) -> None:
         start = read.first * BLOCK_ROWS
@@ -53,7 +57,7 @@ def load_partition(table: Any, partition: Partition) -> RamStore:
         table.read_blocks_into(read.band, read.blocks, store.bands[read.band][start:stop])
 
     with ThreadPoolExecutor(_NUM_READERS, thread_name_prefix="load") as pool:
-        reads = plan_reads(store.spec, partition)
+        reads = (read for read in plan_reads(store.spec, partition) if read.band not in present)
         running = {pool.submit(load, read) for read in itertools.islice(reads, 2 * _NUM_READERS)}
         while running:
             done = next(iter(running))

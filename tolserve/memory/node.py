@@ -8,113 +8,48 @@ Prints one line, `memory node ready at HOST:PORT ...`, when its rows are loaded 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import resource
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
-from urllib.parse import urlsplit
 
 from tolbuild.table.errors import ToLError
 from tolserve.memory.hedge import ReadConfig
-from tolserve.memory.loading import TableStore, load_partition
-from tolserve.memory.object_rows import open_object_rows
+from tolserve.memory.holdings import Holdings
+from tolserve.memory.node_config import DEFAULT_CACHE_BYTES, KEEPS, NodeConfig
 from tolserve.memory.partition import Partition
-from tolserve.memory.service import DEFAULT_MAX_IDS, RowService
-from tolserve.memory.store import RowStore
-from tolserve.memory.store_node import StoreBackedRows, StoreService
+from tolserve.memory.service import DEFAULT_MAX_IDS
 from tolserve.transport.choose import SERVED, make_server
 from tolserve.transport.link import Address
 from tolserve.transport.security import Security
 from tolserve.transport.server import ServerConfig
 
-KEEPS = ("ram", "mapped", "store")
 _KEEP_HELP = (
     "ram: load and check all rows at the start; mapped: map the files of a local table; "
     "store: read rows from the table's place when they are asked for (default ram)"
 )
 _HEDGE_HELP = "try a read again that takes longer than this share of the last 512; 0 never (default 0.95)"
-DEFAULT_CACHE_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class NodeConfig:
-    """What a node holds and how it serves.
-
-    Attributes:
-        table: URL of the table.
-        partition: the blocks that it holds.
-        version: of the table; None is the latest when the node starts.
-        keep: "ram" loads and checks every row; "mapped" maps the files of a local table, so that the system's page
-            cache holds what is asked for, and checks rows as they are read; "store" reads rows from where the table is
-            when they are asked for, behind a cache of `cache_bytes`.
-        cache_bytes, reads: of a node that keeps "store": bytes of its cache in RAM, and how it reads.
-        max_ids: most ids in one request.
-        server: where and how it listens.
-        transport: "tcp" or "flight".
-        security: whom it lets in.
-
-    Raises:
-        ValueError: a value outside its range, or "mapped" for a table that is not of this machine.
-    """
-
-    table: str
-    partition: Partition = field(default_factory=Partition)
-    version: int | None = None
-    keep: str = "ram"
-    cache_bytes: int = DEFAULT_CACHE_BYTES
-    reads: ReadConfig = field(default_factory=ReadConfig)
-    max_ids: int = DEFAULT_MAX_IDS
-    server: ServerConfig = field(default_factory=ServerConfig)
-    transport: str = "tcp"
-    security: Security = field(default_factory=Security)
-
-    def __post_init__(self) -> None:
-        if self.keep not in KEEPS:
-            raise ValueError(f"keep is {self.keep!r}; it must be one of {', '.join(KEEPS)}")
-        if self.cache_bytes < 0:
-            raise ValueError(f"cache_bytes is {self.cache_bytes}; it must not be negative")
-        if self.keep == "mapped":
-            check_mappable(self.table)
-        if not 0 < self.max_ids <= 1 << 20:
-            raise ValueError(f"max_ids is {self.max_ids}; it must be in [1, 2^20]")
-        if self.transport not in SERVED:
-            raise ValueError(f"transport is {self.transport!r}; a node of its own serves {' or '.join(SERVED)}")
-
-
-def check_mappable(table: str) -> None:
-    """Files can be mapped, objects of a store cannot.
-
-    Raises:
-        ValueError: the table is not at a path or a file:// URL.
-    """
-    if urlsplit(table).scheme not in ("", "file"):
-        raise ValueError(
-            f"--keep mapped maps files of the node's own machine; {table} is not at a path or file://: use --keep ram "
-            "or --keep store"
-        )
 
 
 class MemoryNode:
     """Loads when made, serves between `start` and `stop` in a thread of its own.
+
+    Args:
+        versions: what it holds at first; None is the one that `config` names.
 
     Raises:
         ToLError: the table is not there, cannot be read or is corrupt, or a certificate or the token cannot be used.
         OSError: the port is taken.
     """
 
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, versions: Sequence[int] | None = None) -> None:
         config.security.check()  # before the table is loaded, which takes long
         began = time.perf_counter()
-        self._keep = config.keep
-        self.store = open_partition(config)
+        self._holdings = Holdings(config, versions)
         self.load_s = time.perf_counter() - began
-        self._service = make_service(self.store, max_ids=config.max_ids)
-        self._server = make_server(config.transport, self._service, config.server, config.security)
+        self._server = make_server(config.transport, self._holdings.service, config.server, config.security)
 
     @property
     def address(self) -> Address:
@@ -123,8 +58,21 @@ class MemoryNode:
 
     @property
     def identity(self) -> bytes:
-        """Of the table version held."""
-        return self.store.spec.identity
+        """Of the table version that it has held for longest."""
+        return self._holdings.identity
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """Numbers of the table versions held."""
+        return self._holdings.versions
+
+    def load(self, version: int | None) -> None:
+        """See `Holdings.load`."""
+        self._holdings.load(version)
+
+    def drop(self, version: int) -> None:
+        """See `Holdings.drop`."""
+        self._holdings.drop(version)
 
     @property
     def loaded(self) -> bool:
@@ -143,11 +91,7 @@ class MemoryNode:
 
     def figures(self) -> dict[str, Any]:
         """What it has done, who is connected, and what its own tiers did; for metrics, any thread may ask."""
-        served = self._service.served
-        own = {**vars(served), "refused": dict(served.refused), "num_clients": self.num_clients}
-        if isinstance(self.store, StoreBackedRows):
-            return own | self.store.stats()
-        return own | (disk_figures() if self._keep == "mapped" else {})
+        return {**self._holdings.figures(), "num_clients": self.num_clients}
 
     def start(self) -> MemoryNode:
         """Serve in a thread."""
@@ -161,43 +105,11 @@ class MemoryNode:
     def stop(self) -> None:
         """End all connections; stopping twice changes nothing."""
         self._server.stop()
-        self.store.close()
+        self._holdings.close()
 
     def request_stop(self) -> None:
         """Let `run` return soon; may be called by a signal handler."""
         self._server.request_stop()
-
-
-def disk_figures() -> dict[str, int]:
-    """What this process read from disk, by any way, and how often it waited for a page of a mapped file.
-
-    Bytes are left out where the system does not tell them.
-    """
-    figures = {"page_faults": resource.getrusage(resource.RUSAGE_SELF).ru_majflt}
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        lines = Path("/proc/self/io").read_text().splitlines()
-        figures["disk_bytes"] = int(dict(line.split(": ") for line in lines)["read_bytes"])
-    return figures
-
-
-def make_service(store: RowStore | StoreBackedRows, *, max_ids: int) -> RowService:
-    """What answers requests from a node's rows."""
-    if isinstance(store, StoreBackedRows):
-        return StoreService(store, max_ids=max_ids)
-    return RowService(store, max_ids=max_ids)
-
-
-def open_partition(config: NodeConfig) -> RowStore:
-    """The rows of a node, ready to be served."""
-    from tolbuild.table import open_table
-
-    if config.keep == "store":
-        objects = open_object_rows(config.table, version=config.version, config=config.reads)
-        return StoreBackedRows(objects, cache_bytes=config.cache_bytes, partition=config.partition)
-    if config.keep == "mapped":
-        return TableStore(open_table(config.table, version=config.version, access="mmap"), config.partition)
-    with contextlib.closing(open_table(config.table, version=config.version)) as table:
-        return load_partition(table, config.partition)
 
 
 def add_store_options(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -51,8 +52,17 @@ class RamStore:
     @classmethod
     def empty(cls, spec: RowSpec, partition: Partition) -> RamStore:
         """Room for the partition's blocks, in huge pages where the system gives them."""
+        return cls.beside(spec, partition, {})
+
+    @classmethod
+    def beside(cls, spec: RowSpec, partition: Partition, shared: Mapping[int, Rows]) -> RamStore:
+        """The same, but the bands in `shared` are another store's."""
         num_rows = len(partition.blocks(spec.vocab_size)) * 64
-        return cls(spec, partition, [empty_rows(num_rows, band.row_bytes, huge_pages=True) for band in spec.bands])
+        bands = [
+            shared[band.index] if band.index in shared else empty_rows(num_rows, band.row_bytes, huge_pages=True)
+            for band in spec.bands
+        ]
+        return cls(spec, partition, bands)
 
     def locate(self, ids: Ids) -> NDArray[np.int64]:
         """See `RowStore.locate`."""

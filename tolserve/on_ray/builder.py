@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from typing import Any
 
 import ray
@@ -12,10 +13,11 @@ from tolbuild.checkpoint import open_checkpoint
 from tolbuild.table import open_table
 from tolserve.memory.counts import read_counts
 from tolserve.memory.state import check_state
+from tolserve.on_ray import scaling
 from tolserve.on_ray.attention import AttentionDeployment
 from tolserve.on_ray.directory import DirectoryDeployment
 from tolserve.on_ray.gateway import GatewayDeployment
-from tolserve.on_ray.memory_node import MemoryNodeDeployment
+from tolserve.on_ray.memory_node import MemoryNodeDeployment, MemoryNodesDeployment
 from tolserve.on_ray.placement import attention_resources, copies_per_host, gateway_resources, memory_resources
 from tolserve.replica import engine_config
 from tolserve.serve_config import ServeConfig, settled
@@ -39,8 +41,22 @@ def build(args: dict[str, Any]) -> serve.Application:
 def build_app(config: ServeConfig) -> serve.Application:
     """The application for `config`, which is `settled`; see `build`."""
     version = check(config)
-    directory = _deployment(DirectoryDeployment, user_config={"table_version": version}).bind()
-    memory = [
+    data = {"table_version": version, "deployed": secrets.token_hex(8)}
+    directory = _deployment(DirectoryDeployment, user_config=data).bind(config)
+    memory = memory_nodes(config, directory)
+    attention = _deployment(
+        AttentionDeployment,
+        _actor(config.num_cpus, num_gpus=config.num_gpus, resources=attention_resources(config)),
+        **scaling.options(config),
+    ).bind(config, directory)
+    gateway = _deployment(GatewayDeployment, _actor(0, resources=gateway_resources(config)))
+    application: serve.Application = gateway.bind(config, directory, attention, *memory)
+    return application
+
+
+def memory_nodes(config: ServeConfig, directory: Any) -> list[serve.Application]:
+    """The memory nodes of `config`, which announce themselves to `directory`."""
+    return [
         _deployment(
             MemoryNodeDeployment,
             _actor(0, resources=memory_resources(config)),
@@ -50,13 +66,11 @@ def build_app(config: ServeConfig) -> serve.Application:
         ).bind(config, index, directory)
         for index in range(config.num_partitions)
     ]
-    attention = _deployment(
-        AttentionDeployment,
-        _actor(config.num_cpus, num_gpus=config.num_gpus, resources=attention_resources(config)),
-        num_replicas=config.attention_replicas,
-    ).bind(config, directory)
-    gateway = _deployment(GatewayDeployment, _actor(0, resources=gateway_resources(config)))
-    application: serve.Application = gateway.bind(config, directory, attention, *memory)
+
+
+def layout_app(config: ServeConfig, directory: Any) -> serve.Application:
+    """Memory nodes of `config`'s partitions as an application of their own, beside the one that `directory` is of."""
+    application: serve.Application = _deployment(MemoryNodesDeployment).bind(*memory_nodes(config, directory))
     return application
 
 
@@ -96,7 +110,7 @@ def check(config: ServeConfig) -> int | None:
 
 
 def _deployment(kind: type[Any], actor: dict[str, Any] | None = None, **options: Any) -> serve.Deployment:
-    make: Any = serve.deployment(ray_actor_options=actor or _actor(0), **_HEALTH, **options)
+    make: Any = serve.deployment(ray_actor_options=actor or _actor(0), **(_HEALTH | options))
     deployment: serve.Deployment = make(kind)
     return deployment
 

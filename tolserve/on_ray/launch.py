@@ -133,7 +133,9 @@ class Endpoint:
         """Take the application down, and Serve with it where it came with it and nothing else uses it."""
         if not self._deployed:
             return
-        serve.delete(self._name)
+        for name in serve.status().applications:
+            if name == self._name or name.startswith(layout_prefix(self._name)):
+                serve.delete(name)
         if self._started_serve and not serve.status().applications:
             # Ray prints about Serve's own calls that end with it.
             with contextlib.redirect_stdout(io.StringIO()):
@@ -148,6 +150,11 @@ class Endpoint:
             if time.monotonic() > deadline:
                 raise DeployError(f"the endpoint runs, but its gateway told no address in {_ADDRESS_TIMEOUT_S:g} s")
             time.sleep(_POLL_S)
+
+
+def layout_prefix(name: str) -> str:
+    """What the names of applications begin with that hold further layouts of an endpoint's memory nodes."""
+    return f"{name}-memory-"
 
 
 def progress_line(running: Mapping[str, int], config: ServeConfig) -> str:

@@ -8,9 +8,12 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
+from tolserve.followers import memory_follows, versions_of
+from tolserve.membership import View
 from tolserve.memory.node import MemoryNode
 from tolserve.on_ray.directory import Membership, ask, node_ip
 from tolserve.on_ray.rows import RayMemoryNode
+from tolserve.rollout import Edition, Plan
 from tolserve.row_tiers import node_config
 from tolserve.serve_config import ServeConfig
 
@@ -22,21 +25,25 @@ class MemoryNodeDeployment:
     """
 
     async def __init__(self, config: ServeConfig, partition: int, directory: DeploymentHandle[Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        version = await ask(directory, "table_version")
-        node = node_config(config, partition=partition, version=version, host=node_ip())
+        self._count = config.num_partitions
+        self._following: asyncio.Task[None] | None = None
+        node = node_config(config, partition=partition, version=None, host=node_ip())
+        plan: Plan = (await ask(directory, "view")).plan
+        versions = versions_of(plan, self._count)
         self._node: MemoryNode | RayMemoryNode
         if config.transport == "ray":
-            self._node = await asyncio.to_thread(RayMemoryNode, node)
+            self._node = await asyncio.to_thread(RayMemoryNode, node, versions)
         else:
             node = replace(node, transport=config.transport, security=config.security)
-            self._node = (await asyncio.to_thread(MemoryNode, node)).start()
-        identity = self._node.identity.hex()
+            self._node = (await asyncio.to_thread(MemoryNode, node, versions)).start()
         self._membership = Membership(
             directory,
             "memory",
             self._node.address,
             partition=partition,
-            identity=identity,
+            num_partitions=self._count,
+            editions=self._editions(),
+            on_view=self._see,
             figures=self._node.figures,
         )
 
@@ -50,3 +57,21 @@ class MemoryNodeDeployment:
     async def __del__(self) -> None:
         await self._membership.leave()
         self._node.stop()
+
+    def _see(self, view: View) -> None:
+        if view.plan is not None and (self._following is None or self._following.done()):
+            self._following = asyncio.get_running_loop().create_task(self._follow(view.plan))
+
+    async def _follow(self, plan: Plan) -> None:
+        fault = await asyncio.to_thread(memory_follows, self._node, self._count, plan)
+        self._membership.tell(plan=plan, editions=self._editions(), fault=fault)
+
+    def _editions(self) -> tuple[Edition, ...]:
+        return tuple(Edition(version=version, num_partitions=self._count) for version in self._node.versions)
+
+
+class MemoryNodesDeployment:
+    """Keeps the memory nodes of one more layout in one application of their own."""
+
+    def __init__(self, *nodes: DeploymentHandle[Any]) -> None:
+        self._nodes = nodes

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from tolserve.memory.node import NodeConfig, make_service, open_partition
+from tolserve.memory.holdings import Holdings
+from tolserve.memory.node_config import NodeConfig
 from tolserve.transport.errors import LinkError
 from tolserve.transport.link import Address
 from tolserve.transport.session import Responder, Session
@@ -75,21 +76,31 @@ class RowCalls:
 
 
 class RowActor(RowCalls):
-    """One partition of a table, loaded when made."""
+    """One partition of a table, loaded when made. Calls of the group `control` get through while rows are served."""
 
-    def __init__(self, config: NodeConfig) -> None:
-        self._store = open_partition(config)
-        self._service = make_service(self._store, max_ids=config.max_ids)
-        super().__init__([self._service])
+    def __init__(self, config: NodeConfig, versions: Sequence[int] | None = None) -> None:
+        self._holdings = Holdings(config, versions)
+        super().__init__([self._holdings.service])
 
-    def identity(self) -> bytes:
-        """Of the table version held; the first answer says that it is loaded."""
-        return self._store.spec.identity
+    @ray.method(concurrency_group="control")
+    def held(self) -> tuple[bytes, tuple[int, ...]]:
+        """Identity of the version held for longest, and all versions; the first answer says that it is loaded."""
+        return self._holdings.identity, self._holdings.versions
 
+    @ray.method(concurrency_group="control")
+    def load(self, version: int | None) -> None:
+        """See `Holdings.load`."""
+        self._holdings.load(version)
+
+    @ray.method(concurrency_group="control")
+    def drop(self, version: int) -> None:
+        """See `Holdings.drop`."""
+        self._holdings.drop(version)
+
+    @ray.method(concurrency_group="control")
     def figures(self) -> dict[str, Any]:
         """See `MemoryNode.figures`."""
-        served = self._service.served
-        return {**vars(served), "refused": dict(served.refused), "num_clients": len(self._sessions)}
+        return {**self._holdings.figures(), "num_clients": len(self._sessions)}
 
 
 class RayMemoryNode:
@@ -99,14 +110,39 @@ class RayMemoryNode:
         RayError: the actor could not be made; the cause is the fault of its table.
     """
 
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, versions: Sequence[int] | None = None) -> None:
         name = f"rows-{config.partition.index}-{uuid.uuid4().hex[:8]}"
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(num_cpus=0)(RowActor)
-        self._actor = actor.options(name=name, namespace=NAMESPACE, scheduling_strategy=here).remote(config)
+        decorate: Any = ray.remote
+        actor = decorate(num_cpus=0, concurrency_groups={"control": 1})(RowActor)
+        self._actor = actor.options(name=name, namespace=NAMESPACE, scheduling_strategy=here).remote(config, versions)
         self.address: Address = (name, 0)
-        self.identity: bytes = ray.get(self._actor.identity.remote())
+        self.identity: bytes
+        self.versions: tuple[int, ...]
+        self._see()
         self._figures: dict[str, Any] = {}
+
+    def load(self, version: int | None) -> None:
+        """See `Holdings.load`; rows are served meanwhile.
+
+        Raises:
+            ToLError: as there.
+        """
+        self._ask(self._actor.load.remote(version))
+
+    def drop(self, version: int) -> None:
+        """See `Holdings.drop`."""
+        self._ask(self._actor.drop.remote(version))
+
+    def _ask(self, call: Any) -> None:
+        try:
+            ray.get(call)
+        except RayTaskError as error:
+            raise error.cause from error
+        self._see()
+
+    def _see(self) -> None:
+        self.identity, self.versions = ray.get(self._actor.held.remote())
 
     def figures(self) -> dict[str, Any]:
         """What it had done when it was last checked."""

@@ -155,19 +155,43 @@ def sum_bills(bills: Sequence[MemoryCharge | None]) -> dict[str, Any] | None:
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in total.items()}
 
 
-def completion(request_id: str, model: str, created: int, choices: list[Choice], counts: dict[str, Any]) -> bytes:
-    """The whole answer of a request that does not stream."""
+def completion(
+    request_id: str,
+    model: str,
+    created: int,
+    choices: list[Choice],
+    counts: dict[str, Any],
+    *,
+    fingerprint: str = "",
+) -> bytes:
+    """The whole answer of a request that does not stream; `fingerprint` names the table version where there is one."""
     body = {"id": request_id, "object": "text_completion", "created": created, "model": model}
-    return json.dumps({**body, "choices": choices, "usage": counts}, ensure_ascii=False).encode()
+    named = {"system_fingerprint": fingerprint} if fingerprint else {}
+    return json.dumps({**body, **named, "choices": choices, "usage": counts}, ensure_ascii=False).encode()
+
+
+def version_header(fingerprint: str) -> tuple[tuple[bytes, bytes], ...]:
+    """The header that tells what `system_fingerprint` does; none where that is empty."""
+    return ((b"x-table-version", fingerprint.encode()),) if fingerprint else ()
 
 
 class StreamWriter:
     """Server-sent events of one request; what does not change from token to token is formatted once."""
 
-    def __init__(self, request_id: str, model: str, created: int, *, num_choices: int, with_usage: bool) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        model: str,
+        created: int,
+        *,
+        num_choices: int,
+        with_usage: bool,
+        fingerprint: str = "",
+    ) -> None:
+        named = f'"system_fingerprint":{json.dumps(fingerprint)},' if fingerprint else ""
         head = (
             f'data: {{"id":{json.dumps(request_id)},"object":"text_completion","created":{created},'
-            f'"model":{json.dumps(model)},'
+            f'"model":{json.dumps(model)},{named}'
         )
         self._heads = [f'{head}"choices":[{{"index":{index},"text":' for index in range(num_choices)]
         self._tail = '}],"usage":null}\n\n' if with_usage else "}]}\n\n"
