@@ -12,6 +12,7 @@ from tolbuild.bench.machine import describe
 from tolserve.bench.cost.matrix import matrix
 from tolserve.bench.cost.options import FOLDER
 from tolserve.bench.cost.prices import Rents, Slo
+from tolserve.bench.cost.report import page
 from tolserve.bench.cost.run import Setting, sweep
 from tolserve.bench.cost.state import Results
 from tolserve.bench.cost.summary import summarise
@@ -41,6 +42,7 @@ def main(options: argparse.Namespace) -> None:
     results.about |= _about(setting)
     sweep(setting, results)
     result = results.to_dict()
+    page.write(result, report)
     print(table(result["points"]))
     print(json.dumps(summarise(result)), flush=True)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import SupportsFloat
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def latency(values_s: Sequence[float]) -> dict[str, float] | None:
     return {"mean": rounded(values.mean()), "p50": rounded(p50), "p99": rounded(p99)}
 
 
-def prices(own_s: Sequence[float], references_s: dict[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+def prices(own_s: Sequence[float], references_s: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
     """By reference the mean of (own - reference) by pair over the reference's mean, with its 95 % interval."""
     found = {}
     for name, values in references_s.items():
@@ -32,12 +32,12 @@ def prices(own_s: Sequence[float], references_s: dict[str, Sequence[float]]) -> 
     return found
 
 
-def shares(counts: dict[str, float]) -> dict[str, float]:
+def shares(counts: Mapping[str, float]) -> dict[str, float]:
     """Parts of their sum."""
     total = sum(counts.values())
     return {name: rounded(count / total) for name, count in counts.items()} if total else {}
 
 
-def rounded(value: float) -> float:
+def rounded(value: SupportsFloat) -> float:
     """Five significant digits: more than anything here is worth."""
     return float(f"{float(value):.5g}")

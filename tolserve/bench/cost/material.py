@@ -94,7 +94,7 @@ class Materials:
         if engine == "tiny":
             return self._built(codes)
         paced = engine == "paced"
-        shape = {
+        shape: dict[str, Any] = {
             "num_layers": PAPER_LAYERS if paced else FEW_LAYERS,
             "layers_per_band": _LAYERS_PER_BAND if paced else _FEW_PER_BAND,
             "rank": parse(codes).rank_for(WIDTH_1B),

@@ -1,4 +1,4 @@
-"""The points of a run: one factor at a time around each engine's base point, the crossings that matter, and a ladder."""
+"""The points of a run: one factor at a time around each engine's base point, crossings that matter, and a ladder."""
 
 from __future__ import annotations
 
@@ -177,8 +177,10 @@ def _single(values: Values, engine: EngineName) -> list[Point]:
 
 
 def _varied(usual: Point, factor: str, value: Any) -> Point:
-    """One setting changed; a place without a network in between has neither cache nor pinned bands."""
-    bare = {} if factor != "place" or value in ("mapped", "cold", "host") else {"cache_share": 0.0, "pinned_bands": 0}
+    """One setting changed; rows that are on the device already have neither cache nor pinned bands before them."""
+    changes: dict[str, Any] = {_FIELDS[factor]: value}
+    if value in ("computed", "device"):
+        changes |= {"cache_share": 0.0, "pinned_bands": 0}
     if value == "computed":
-        bare = {**bare, "codes": "full-float32"}
-    return replace(usual, factor=factor, **{_FIELDS[factor]: value}, **bare)
+        changes["codes"] = "full-float32"
+    return replace(usual, factor=factor, **changes)

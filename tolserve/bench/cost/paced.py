@@ -102,7 +102,9 @@ def _fetch_alone(asked: Asked, source: CachedSource, tokens: NDArray[np.int64]) 
     """
     bands = requested_bands(asked)
     expected = host_source(asked)
-    took_s, hits, is_equal, num_compared = [], {}, True, 0
+    took_s: list[float] = []
+    hits: dict[str, float] = {}
+    is_equal, num_compared = True, 0
     for row in tokens:
         ids = distinct(np.ascontiguousarray(row))
         began = time.perf_counter()

@@ -32,6 +32,8 @@ from tolserve.transport.tcp import TcpTransport
 
 _SPIN_US = 5000
 _CONNECT_S = 60.0
+_SILENCE_S = 5.0
+"""A node that another process keeps from its core is late, not lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,9 @@ def memory_nodes(asked: Asked) -> Iterator[RowFetcher]:
     transport: Transport = TcpTransport()
     if point.round_trip_ms or point.gbit_per_s:
         transport = Delayed(transport, round_trip_s=point.round_trip_ms * 1e-3, bytes_per_s=point.gbit_per_s * 1e9 / 8)
-    client = PartitionedClient(spec, [[address] for address in addresses], ClientConfig(spin_us=_SPIN_US), transport)
+    client = PartitionedClient(
+        spec, [[address] for address in addresses], ClientConfig(spin_us=_SPIN_US, silence_s=_SILENCE_S), transport
+    )
     client.wait_connected(_CONNECT_S)
     yield client
 

@@ -15,7 +15,8 @@ def repeatability(points: list[dict[str, Any]]) -> float | None:
     pairs = [[sweep["median_ms"] for sweep in point["sweeps"][:2]] for point in points if len(point["sweeps"]) >= 2]
     if not pairs:
         return None
-    return round(sum(max(pair) - min(pair) <= _AGREE * max(pair) for pair in pairs) / len(pairs), 4)
+    num_close = sum(bool(max(pair) - min(pair) <= _AGREE * max(pair)) for pair in pairs)
+    return round(num_close / len(pairs), 4)
 
 
 def tokens_equal_all(points: list[dict[str, Any]]) -> bool:

@@ -34,11 +34,8 @@ def table(points: list[dict[str, Any]]) -> str:
         f"{'point':<58}{'ms/token':>9}{'p99':>9}{'tokens/s':>10}{'B/token':>9}{'cached':>8}{'fetch ms':>9}{'stall':>8}"
         f"{'vs codes':>10}{'vs fp16':>10}{'vs dense':>10}{'$/M':>8}"
     )
-    lines = [head, "-" * len(head)]
-    for point in points:
-        if point["sweeps"]:
-            lines.append(_line(point["name"], point["sweeps"]))
-    return "\n".join(lines)
+    lines = [_line(point["name"], point["sweeps"]) for point in points if point["sweeps"]]
+    return "\n".join([head, "-" * len(head), *lines])
 
 
 def percent(share: float) -> str:
