@@ -58,7 +58,7 @@ def made_up(point: Point, *, sweep: int = 0) -> dict[str, Any]:
         "stall_share": load / (1 + load),
         "resident_bytes": place_bytes,
         "dollars_per_million": 0.4,
-        "price": {name: price for name in ("codes_local", "fp16_local", "dense")},
+        "price": dict.fromkeys(("codes_local", "fp16_local", "dense"), price),
         "median_ms": times["p50"] * (1 + 0.02 * sweep),
         "tokens_equal": True,
         "link_reached": {"one_row_ms": 0.1, "gbit_per_s": 8.0, "added_ms": point.round_trip_ms},

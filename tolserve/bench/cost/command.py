@@ -13,7 +13,7 @@ from tolserve.bench.cost.matrix import matrix
 from tolserve.bench.cost.options import FOLDER
 from tolserve.bench.cost.prices import Rents, Slo
 from tolserve.bench.cost.report import page
-from tolserve.bench.cost.run import Setting, sweep
+from tolserve.bench.cost.run import Setting, measure_overhead, sweep
 from tolserve.bench.cost.state import Results
 from tolserve.bench.cost.summary import summarise
 from tolserve.bench.cost.terminal import table
@@ -41,6 +41,7 @@ def main(options: argparse.Namespace) -> None:
         print(f"going on with the {results.num_kept} measurements that are there; --fresh begins anew", flush=True)
     results.about |= _about(setting)
     sweep(setting, results)
+    measure_overhead(setting, results)
     result = results.to_dict()
     page.write(result, report)
     print(table(result["points"]))

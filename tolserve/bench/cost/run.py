@@ -130,9 +130,16 @@ def sweep(setting: Setting, results: Results) -> None:
                 progress.say(point.name, figures)
         finally:
             runner.close()
-        if "paced_overhead" not in results.about and any(point.engine == "paced" for point in results.points):
-            print("paced_overhead, as `bench rows` measures it:", flush=True)
-            results.about["paced_overhead"] = measure_paced(core, quick=not setting.full)["paced_overhead"]
+    results.write()
+
+
+def measure_overhead(setting: Setting, results: Results) -> None:
+    """Add `paced_overhead` of `bench rows`, on the same cores, where paced points were measured and it is not there."""
+    if "paced_overhead" in results.about or not any(point.engine == "paced" for point in results.points):
+        return
+    print("paced_overhead, as `bench rows` measures it:", flush=True)
+    with _quiet() as core:
+        results.about["paced_overhead"] = measure_paced(core, quick=not setting.full)["paced_overhead"]
     results.write()
 
 

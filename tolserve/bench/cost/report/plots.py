@@ -36,7 +36,7 @@ def latency_by_place(run: Run) -> str:
     """Stacked bars: the same step with rows in every place, split into computing and waiting for rows."""
     found = []
     for engine in ("paced", "tiny"):
-        parts = []
+        parts: list[tuple[str, tuple[float, float]]] = []
         for place in ("device", *PLACES):
             for one in run.along(engine, "place") + _without_cache(run, engine, place):
                 if one.point.place == place and one.name not in [name for name, _ in parts]:
