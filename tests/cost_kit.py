@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from tolserve.bench.cost import paced, real, run
 from tolserve.bench.cost.matrix import matrix
 from tolserve.bench.cost.point import Point
 
+DATA = Path(__file__).parents[1] / "data"
 LINKS = ("unshaped", "5gbit", "2.5gbit", "1gbit")
 ABOUT = {
     "machine": {
@@ -93,6 +96,9 @@ def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real, "_LEAST_ROUNDS", 1)
 
 
-def setting(folder: Path, **changes: Any) -> run.Setting:
-    """A quick run whose streams and tables go into `folder`."""
-    return run.Setting(full=False, data=Path(__file__).parents[1] / "data", work=folder, **changes)
+def small_corpus(folder: Path) -> Path:
+    """The first documents of the corpus under its names, in `folder`."""
+    for name, count in (("public_domain.train.jsonl.gz", 20), ("public_domain.valid.jsonl.gz", 3)):
+        with gzip.open(DATA / name, "rt", encoding="utf-8") as lines, gzip.open(folder / name, "wt") as out:
+            out.writelines(itertools.islice(lines, count))
+    return folder

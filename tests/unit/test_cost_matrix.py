@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -32,7 +33,9 @@ def test_every_factor_has_points_and_no_two_points_are_alike(full: bool) -> None
 
 def test_a_single_factor_changes_one_setting_of_its_engines_base() -> None:
     for point in matrix(full=True, links=LINKS):
-        differing = {name for name, value in vars(base(point.engine)).items() if vars(point)[name] != value} - {"factor"}
+        differing = {name for name, value in vars(base(point.engine)).items() if vars(point)[name] != value} - {
+            "factor"
+        }
         bare = {"cache_share", "pinned_bands", "codes"} if point.place in ("computed", "device") else set()
         if point.factor not in CROSSED:
             assert len(differing - bare) == (0 if point.factor == "base" else 1), point.name
@@ -41,7 +44,7 @@ def test_a_single_factor_changes_one_setting_of_its_engines_base() -> None:
 def test_the_ladder_goes_from_rows_as_they_are_to_the_base_point_one_measure_at_a_time() -> None:
     for links in ((), LINKS):
         steps = measures(links)
-        for before, after in zip(steps, steps[1:], strict=False):
+        for before, after in pairwise(steps):
             assert sum(vars(before)[name] != vars(after)[name] for name in vars(before)) == 1
         assert replace(steps[-1], factor="base", link="loopback", gbit_per_s=0.0) == base("paced")
 

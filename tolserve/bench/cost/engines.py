@@ -146,9 +146,15 @@ def _config(point: Point, models: Models, max_tokens: int) -> EngineConfig:
     length = point.prompt + max_tokens
     if length > longest:
         raise ValueError(f"{point.name}: {point.prompt} + {max_tokens} tokens; the model has {longest} positions")
+    num_seqs = num_requests(point)
     return EngineConfig(
         block_size=_BLOCK_SIZE,
-        num_blocks=64 * (-(-length // _BLOCK_SIZE) + 1),
-        max_num_seqs=64,
+        num_blocks=num_seqs * (-(-length // _BLOCK_SIZE) + 1),
+        max_num_seqs=num_seqs,
         max_model_len=length,
     )
+
+
+def num_requests(point: Point) -> int:
+    """Requests of a round: the batch at once, or twice as many as they arrive."""
+    return point.batch * (2 if point.arrivals_per_s else 1)

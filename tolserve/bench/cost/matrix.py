@@ -54,7 +54,7 @@ FULL: Values = {
     "tiny.prompt": [128, 480],
     "tiny.arrivals": [20.0],
     "1b.place": ["device", "host"],
-    "1b.batch": [1],
+    "1b.batch": [4],
     "1b.prompt": [512, 2048],
 }
 QUICK: Values = {

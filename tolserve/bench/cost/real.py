@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tolserve.bench.cost.engines import Models, computed_material, contestants
+from tolserve.bench.cost.engines import Models, computed_material, contestants, num_requests
 from tolserve.bench.cost.figures import REFERENCES, latency, prices, rounded, shares
 from tolserve.bench.cost.material import Materials
 from tolserve.bench.cost.places import Asked, resident_bytes
@@ -145,16 +145,14 @@ def _alternate(
     names = list(engines)
     rounds: dict[str, list[Round]] = {name: [] for name in names}
     draw = np.random.default_rng(0)
-    num_requests = point.batch if not point.arrivals_per_s else 2 * point.batch
+    count = num_requests(point)
     began = time.monotonic()
     for turn in range(num_rounds + _WARM_ROUNDS):
         if turn >= _LEAST_ROUNDS + _WARM_ROUNDS and time.monotonic() - began > limit_s:
             break
-        starts = draw.integers(0, len(stream.tokens) - point.prompt, num_requests)
+        starts = draw.integers(0, len(stream.tokens) - point.prompt, count)
         prompts = [stream.tokens[start : start + point.prompt].tolist() for start in starts]
-        gaps = (
-            draw.exponential(1 / point.arrivals_per_s, num_requests) if point.arrivals_per_s else np.zeros(num_requests)
-        )
+        gaps = draw.exponential(1 / point.arrivals_per_s, count) if point.arrivals_per_s else np.zeros(count)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             rounds[name].append(serve(engines[name], prompts, np.cumsum(gaps).tolist()))
     return {name: values[_WARM_ROUNDS:] for name, values in rounds.items()}
