@@ -129,6 +129,9 @@ def test_given_nodes_are_found_by_what_they_hold_and_others_are_named(runner: Ru
         assert fleet.addresses(rows.node, rows.spec, num_nodes=1, link="cable") == [address]
         with pytest.raises(NodeError, match="no given node holds"):
             fleet.addresses(rows.node, rows.spec, num_nodes=2, link="cable")
+        given = run.Setting(full=False, data=Path(), work=Path(), memory_nodes=(address,), links=fleet.links)
+        narrow = replace(PACED, link="cable")
+        assert run.servable(given, [PACED, narrow, replace(narrow, codes="full-int8")])[0] == [PACED, narrow]
         with pytest.raises(NodeError, match="no link 'moon'"):
             fleet.addresses(rows.node, rows.spec, num_nodes=1, link="moon")
     with pytest.raises(NodeError, match="--memory-nodes"):

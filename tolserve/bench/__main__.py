@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from tolbuild.bench.machine import describe
+from tolbuild.table.errors import ToLError
 from tolserve.bench.cost import options as cost_options
 
 BENCHES = {
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         try:
             cost.main(options)
-        except ValueError as error:
+        except (ValueError, ToLError) as error:
             parser.error(str(error))
         return
     bench = importlib.import_module(f"tolserve.bench.{options.bench}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from tolserve.bench.cost.matrix import matrix
 from tolserve.bench.cost.options import FOLDER
 from tolserve.bench.cost.prices import Rents, Slo
 from tolserve.bench.cost.report import page
-from tolserve.bench.cost.run import Setting, measure_overhead, sweep
+from tolserve.bench.cost.run import Setting, measure_overhead, servable, sweep
 from tolserve.bench.cost.state import Results
 from tolserve.bench.cost.summary import summarise
 from tolserve.bench.cost.terminal import table
@@ -28,9 +29,11 @@ def main(options: argparse.Namespace) -> None:
 
     Raises:
         ValueError: options that contradict each other, or a file of another run.
+        NodeError: a node that was given does not answer, or one did not start.
+        SystemExit: 130 after Ctrl-C.
     """
     setting = _setting(options)
-    points = matrix(full=setting.full, links=list(setting.links), only=options.only)
+    points, left_out = servable(setting, matrix(full=setting.full, links=list(setting.links), only=options.only))
     key = {"full": setting.full, "points": [point.name for point in points]}
     name = "full" if setting.full else "quick"
     out = options.out or FOLDER / f"{name}.json"
@@ -39,9 +42,15 @@ def main(options: argparse.Namespace) -> None:
     print(f"result: {out}\nreport: {report} (when all is measured)", flush=True)
     if results.num_kept:
         print(f"going on with the {results.num_kept} measurements that are there; --fresh begins anew", flush=True)
+    for point in left_out:
+        print(f"left out, since no given node holds its rows: {point.name}", flush=True)
     results.about |= _about(setting)
-    sweep(setting, results)
-    measure_overhead(setting, results)
+    try:
+        sweep(setting, results)
+        measure_overhead(setting, results)
+    except KeyboardInterrupt:
+        print(f"interrupted: {results.num_kept} measurements are kept; the same command goes on", file=sys.stderr)
+        sys.exit(130)
     result = results.to_dict()
     page.write(result, report)
     print(table(result["points"]))

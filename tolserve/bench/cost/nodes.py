@@ -23,7 +23,7 @@ _LOOPBACK = "127.0.0.1"
 Wrap = Callable[[Sequence[str]], list[str]]
 
 
-class NodeError(RuntimeError):
+class NodeError(ToLError):
     """A node of the bench did not start, or what it was given does not answer."""
 
 
@@ -75,7 +75,7 @@ class Fleet:
         self._core = core
         self._stack = ExitStack()
         self._started: dict[str, Address] = {}
-        self._given = {address: _hello(address) for address in given}
+        self._given = held_by(given)
         self.links = dict(links or ({"given": ""} if given else {}))
 
     def addresses(self, description: dict[str, Any], spec: RowSpec, *, num_nodes: int, link: str) -> list[Address]:
@@ -90,10 +90,6 @@ class Fleet:
             raise NodeError(f"there is no link {link!r}; there are {', '.join(self.links) or 'none'}")
         return [self._find(spec, index, num_nodes, self.links[link]) for index in range(num_nodes)]
 
-    def given_specs(self) -> set[tuple[int, tuple[int, ...], int]]:
-        """(V, row bytes by band, partitions) of what the given nodes hold."""
-        return {(vocab_size, row_bytes, count) for _, count, vocab_size, row_bytes in self._given.values()}
-
     def close(self) -> None:
         """End the nodes that were started."""
         self._stack.close()
@@ -106,14 +102,32 @@ class Fleet:
         return self._started[key]
 
     def _find(self, spec: RowSpec, index: int, count: int, host: str) -> Address:
-        wanted = (index, count, spec.vocab_size, tuple(band.row_bytes for band in spec.bands))
+        wanted = wanted_of(spec, index, count)
         for address, held in self._given.items():
             if held == wanted:
                 return (host or address[0], address[1])
         raise NodeError(f"no given node holds partition, partitions, vocabulary, row bytes {wanted}")
 
 
-def _hello(address: Address) -> tuple[int, int, int, tuple[int, ...]]:
+Held = tuple[int, int, int, tuple[int, ...]]
+"""Partition, partitions, vocabulary and row bytes by band."""
+
+
+def held_by(addresses: Sequence[Address]) -> dict[Address, Held]:
+    """What each of these nodes holds, as it says itself.
+
+    Raises:
+        NodeError: one does not answer, or is no node of this bench.
+    """
+    return {address: _hello(address) for address in addresses}
+
+
+def wanted_of(spec: RowSpec, index: int, count: int) -> Held:
+    """What a node of partition `index` of `count` holds of `spec`."""
+    return index, count, spec.vocab_size, tuple(band.row_bytes for band in spec.bands)
+
+
+def _hello(address: Address) -> Held:
     try:
         channel, hello = open_channel(TcpTransport(), address, bytes(IDENTITY_BYTES), _HELLO_S)
     except ToLError as error:

@@ -16,7 +16,7 @@ from tolserve.bench.cost import paced, real
 from tolserve.bench.cost.calibrate import bare_socket, reached
 from tolserve.bench.cost.engines import Models
 from tolserve.bench.cost.material import Materials
-from tolserve.bench.cost.nodes import Fleet, start
+from tolserve.bench.cost.nodes import Fleet, held_by, start, wanted_of
 from tolserve.bench.cost.places import Asked
 from tolserve.bench.cost.point import Point
 from tolserve.bench.cost.prices import Rents, Slo
@@ -104,6 +104,25 @@ class Runner:
         """End nodes, close tables."""
         self.fleet.close()
         self._materials.close()
+
+
+def servable(setting: Setting, points: list[Point]) -> tuple[list[Point], list[Point]]:
+    """The points that the given nodes can serve or that need none of them, and the others.
+
+    Raises:
+        NodeError: a given node does not answer.
+    """
+    held = set(held_by(setting.memory_nodes).values())
+    materials = Materials(setting.work)
+
+    def is_served(point: Point) -> bool:
+        if point.link == "loopback":
+            return True
+        spec = materials.get(point).spec
+        return all(wanted_of(spec, index, point.num_nodes) in held for index in range(point.num_nodes))
+
+    served = [point for point in points if is_served(point)]
+    return served, [point for point in points if point not in served]
 
 
 def calibrate(setting: Setting, core: int | None) -> dict[str, dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,7 @@ class Streams:
         return TokenStream(name=name, tokens=made.tokens, counts=made.counts)
 
 
+@lru_cache(maxsize=1)
 def _own(data: Path, vocab_size: int) -> TokenStream:
     from tolbuild.checkpoint import open_checkpoint
 
