@@ -82,4 +82,6 @@ def _row(one: Measured) -> str:
 def _cell(value: float | None, form: str) -> str:
     if value is None:
         return "<td></td>"
+    if form == ".3g" and abs(value) >= 1000:
+        form = ",.0f"
     return f'<td data-v="{value:.6g}">{percent(value) if form == "%" else format(value, form)}</td>'
