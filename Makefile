@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo venv test test-all check bench clean
+.PHONY: help demo venv test test-all check bench cost clean
 
 help: ## what there is to make
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ bench: venv ## the benchmarks of building and serving, on a quiet machine: resul
 	$(BIN)/python -m tolserve.bench rows --out benchmarks/rows.json
 	$(BIN)/python -m tolserve.bench engine --out benchmarks/engine.json
 	$(BIN)/python -m tolserve.bench.page
+
+cost: venv ## what networked memory costs on this machine, in 4 minutes: build/cost/quick.html
+	$(BIN)/python -m tolserve.bench cost --quick
 
 clean: ## remove .venv and what tools have left
 	rm -rf $(VENV) infra/*/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -64,7 +64,7 @@ class Namespace:
 
     def pids(self) -> list[int]:
         """Processes that are in here now."""
-        return [int(word) for word in _ip("netns", "pids", self.name).split()]
+        return [int(word) for word in ip("netns", "pids", self.name).split()]
 
     def kill(self) -> int:
         """SIGKILL to every process in here, until there are none; returns how many there were.
@@ -103,11 +103,11 @@ def two_namespaces() -> Iterator[tuple[Namespace, Namespace]]:
     try:
         for end in (one, two):
             _make(end.name)
-        _ip("link", "add", _CABLE, "netns", one.name, "type", "veth", "peer", "name", _CABLE, "netns", two.name)
+        ip("link", "add", _CABLE, "netns", one.name, "type", "veth", "peer", "name", _CABLE, "netns", two.name)
         for end in (one, two):
-            _ip("-n", end.name, "addr", "add", f"{end.address}/30", "dev", _CABLE)
+            ip("-n", end.name, "addr", "add", f"{end.address}/30", "dev", _CABLE)
             for link in ("lo", _CABLE):
-                _ip("-n", end.name, "link", "set", link, "up")
+                ip("-n", end.name, "link", "set", link, "up")
         yield one, two
     finally:
         _remove({one.name, two.name} & set(_names()))
@@ -123,7 +123,7 @@ def remove_stale() -> int:
 
 def _make(name: str) -> None:
     try:
-        _ip("netns", "add", name)
+        ip("netns", "add", name)
     except NamespacesError as error:
         if os.geteuid() or "permitted" in str(error) or "denied" in str(error):
             raise NotPermittedError(f"network namespaces need the rights of root: {error}") from error
@@ -134,15 +134,20 @@ def _remove(names: set[str]) -> None:
     """Remove all of them, each whatever becomes of the others."""
     with contextlib.ExitStack() as stack:
         for name in names:
-            stack.callback(_ip, "netns", "delete", name)
+            stack.callback(ip, "netns", "delete", name)
             stack.callback(Namespace(name=name, address="").kill)
 
 
 def _names() -> list[str]:
-    return [line.split()[0] for line in _ip("netns", "list").splitlines() if line.strip()]
+    return [line.split()[0] for line in ip("netns", "list").splitlines() if line.strip()]
 
 
-def _ip(*words: str) -> str:
+def ip(*words: str) -> str:
+    """What `ip` prints for these words.
+
+    Raises:
+        NamespacesError: it failed.
+    """
     return _run("ip", *words)
 
 

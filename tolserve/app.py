@@ -95,7 +95,9 @@ class App:
             "/metrics": ("GET", self._metrics),
             "/openapi.json": ("GET", self._described),
         }
-        self._description = json.dumps(openapi(model, with_key=config.api_key is not None)).encode()
+        self._description = json.dumps(
+            openapi(model, with_key=config.api_key is not None, with_table=admin is not None)
+        ).encode()
         if admin is not None:
             self._routes["/v1/table"] = (METHODS, partial(handle_table, admin))
 

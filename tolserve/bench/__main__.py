@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 
 from tolbuild.bench.machine import describe
+from tolbuild.table.errors import ToLError
+from tolserve.bench.cost import options as cost_options
 
 BENCHES = {
     "rows": "the row path against a bare socket, and what a fetch adds to a step at GPU speed",
     "engine": "the engine against Hugging Face transformers, and what the gateway adds",
     "gpu": "base against memory on a GPU, rows on the device, in host memory and over TCP",
+    "cost": "what networked memory costs: a matrix of places, links, rows, caches and models, with a report",
 }
 COMMANDS = {"load": "load on an endpoint, ours or another: open or closed loop, vLLM's figures"}
 """With options of their own: `load --help`."""
@@ -34,7 +37,17 @@ def main(arguments: list[str] | None = None) -> None:
         command = commands.add_parser(name, help=summary, description=summary)
         command.add_argument("--quick", action="store_true", help="smaller and shorter, the same keys")
         command.add_argument("--out", type=Path, help="write the result there as well")
+        if name == "cost":
+            cost_options.add_options(command)
     options = parser.parse_args(given)
+    if options.bench == "cost":
+        from tolserve.bench.cost import command as cost
+
+        try:
+            cost.main(options)
+        except (ValueError, ToLError) as error:
+            parser.error(str(error))
+        return
     bench = importlib.import_module(f"tolserve.bench.{options.bench}")
     line = f"python -m tolserve.bench {options.bench}" + (" --quick" if options.quick else "")
     about = describe(torch.device("cuda" if torch.cuda.is_available() else "cpu"), bench.SEED, line)

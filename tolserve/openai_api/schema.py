@@ -23,11 +23,12 @@ _TEXT: Schema = {"type": "string"}
 _JSON = "application/json"
 
 
-def openapi(model: ModelInfo, *, with_key: bool) -> Schema:
+def openapi(model: ModelInfo, *, with_key: bool, with_table: bool = False) -> Schema:
     """The whole document.
 
     Args:
         with_key: whether paths under /v1/ ask for a key.
+        with_table: whether /v1/table is there.
     """
     models = {"/v1/models": _models(with_key), "/v1/models/{model}": _one_model(model, with_key)}
     document: Schema = {
@@ -38,6 +39,7 @@ def openapi(model: ModelInfo, *, with_key: bool) -> Schema:
             **models,
             "/health": {"get": _health()},
             "/metrics": {"get": _metrics()},
+            **({"/v1/table": _table(with_key)} if with_table else {}),
         },
         "components": {"schemas": {**_requests(model), **_answers(model)}},
     }
@@ -89,7 +91,7 @@ def _completions(with_key: bool) -> Schema:
     operation = {
         "operationId": "complete",
         "requestBody": {"required": True, "content": {_JSON: {"schema": _ref("CompletionRequest")}}},
-        "responses": {"200": whole, **_refused(400, 404, 413, 429, 503)},
+        "responses": {"200": whole, **_refused(400, 404, 408, 413, 429, 503)},
     }
     return _guarded(operation, with_key)
 
@@ -123,6 +125,17 @@ def _health() -> Schema:
 def _metrics() -> Schema:
     shown = _answer("metrics in Prometheus' text format", _TEXT, kind="text/plain")
     return {"operationId": "metrics", "responses": {"200": shown}}
+
+
+def _table(with_key: bool) -> Schema:
+    """Which table version is served, and how to go to another; see `tolserve.conductor.Conductor.state`."""
+    state = _answer("the state of the change", {"type": "object"})
+    version = {"anyOf": [{"type": "integer", "minimum": 1}, {"const": "latest"}]}
+    body = {"required": True, "content": {_JSON: {"schema": _closed({"version": version})}}}
+    look = {"operationId": "table", "responses": {"200": state, **_refused(409, 503)}}
+    use = {"operationId": "use_table", "requestBody": body}
+    use["responses"] = {"200": state, **_refused(400, 409, 413, 503)}
+    return {"get": _guarded(look, with_key), "post": _guarded(use, with_key)}
 
 
 def _requests(model: ModelInfo) -> dict[str, Schema]:
@@ -164,12 +177,14 @@ def _answers(model: ModelInfo) -> dict[str, Schema]:
         "object": {"const": "text_completion"},
         "created": _COUNT,
         "model": {"const": model.name},
+        "system_fingerprint": _TEXT,
     }
+    named = ("system_fingerprint",)
     choices = _list(_ref("Choice"), minItems=1, maxItems=MAX_CHOICES)
     new = _list(_ref("NewText"), maxItems=1)
     return {
-        "Completion": _closed({**head, "choices": choices, "usage": _ref("Usage")}),
-        "Chunk": _closed({**head, "choices": new, "usage": _or_null(_ref("Usage"))}, optional=("usage",)),
+        "Completion": _closed({**head, "choices": choices, "usage": _ref("Usage")}, optional=named),
+        "Chunk": _closed({**head, "choices": new, "usage": _or_null(_ref("Usage"))}, optional=("usage", *named)),
         "Choice": _choice({"enum": ["stop", "length"]}),
         "NewText": _choice({"enum": [None, "stop", "length", "abort"]}),
         "Logprobs": _logprobs(),
@@ -201,7 +216,8 @@ def _logprobs() -> Schema:
 
 def _usage() -> Schema:
     counts = {"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT}
-    return _closed({**counts, "memory_bill": _or_null(_ref("MemoryBill"))}, optional=("memory_bill",))
+    details = {"prompt_tokens_details": _closed({"cached_tokens": _COUNT})}
+    return _closed({**counts, **details, "memory_bill": _or_null(_ref("MemoryBill"))}, optional=("memory_bill",))
 
 
 def _bill() -> Schema:
@@ -209,6 +225,7 @@ def _bill() -> Schema:
         {
             "rows_needed": _COUNT,
             "rows_unique": _COUNT,
+            "rows_guessed": _AMOUNT,
             "bytes_moved": _AMOUNT,
             "fetch_ms": _AMOUNT,
             "stall_ms": _AMOUNT,

@@ -1,0 +1,105 @@
+"""The page's sentences that have numbers in them."""
+
+from __future__ import annotations
+
+from html import escape
+
+from tolserve.bench.cost.point import ENGINES
+from tolserve.bench.cost.report.data import Run
+from tolserve.bench.cost.streams import STREAMS
+from tolserve.bench.cost.summary import summarise
+from tolserve.bench.cost.terminal import percent
+
+QUESTION = (
+    "If a model's memory sits on the other side of a network, what does each token pay, "
+    "and what makes that price go away?"
+)
+
+
+def answer(run: Run) -> str:
+    """One sentence with its number, from the base point and the ladder; says so where neither was measured."""
+    one = run.base("paced")
+    if one is None:
+        return "This run has no base point of the paced engine; its points are below."
+    mean, low, high = one.price("codes_local")
+    point = one.point
+    text = (
+        f"With {point.codes} rows on a memory node behind TCP on loopback, at {point.pace_us:g} us a layer and "
+        f"{point.batch} sequences a step, a token pays {percent(mean)} [{percent(low)}, {percent(high)}] over rows "
+        f"on the device while {100 * one.device_share():.0f} % of the table's bytes are there"
+    )
+    steps = list(run.ladder())
+    if len(steps) > 1:
+        first, last = (step.price("codes_local")[0] for step in (steps[0], steps[-1]))
+        text += (
+            f"; over 1 Gbit/s, full fp16 rows fetched before each step cost {percent(first)}, and overlap, "
+            f"compression, cache and a pinned band bring that to {percent(last)}"
+        )
+    return text + "."
+
+
+def ladder(run: Run) -> str:
+    """A list: what each measure leaves of the price."""
+    names = (
+        "full fp16 rows, fetched before each step",
+        "overlap",
+        "rank 512 in int8",
+        "10 % cached",
+        "first band pinned",
+    )
+    items = [
+        f"<li>{escape(name)}: {percent(one.price('codes_local')[0])}</li>"
+        for name, one in zip(names, run.ladder(), strict=False)
+    ]
+    return (
+        f"<p>What each measure leaves, one after another, over 1 Gbit/s:</p><ul>{''.join(items)}</ul>" if items else ""
+    )
+
+
+def method(run: Run) -> str:
+    """How it was measured."""
+    streams = sorted({one.point.stream for one in run.points})
+    engines = sorted({one.point.engine for one in run.points})
+    summary = summarise(run.result)
+    rents, slo = run.result.get("rents", {}), run.result.get("slo", {})
+    parts = [
+        "Every point is taken in turn with its three references: the same codes in device memory, full fp16 rows in "
+        "device memory, and the dense FFN. Prices are means of paired differences over the reference's mean, with 95 % "
+        "intervals. All points are swept over twice; figures are means of the two sweeps.",
+        "The paced engine stands for a GPU: the device is a timeline on which a layer takes the given time, the "
+        "scheduler, cache, client and network are real and work beside it. Its dense reference takes 1.49 times as "
+        "long a layer, the paper's own ratio on an A100; its two local references differ in nothing that a timeline "
+        "has, so their difference is noise. It only decodes: time to the first token is of the real engines. Received "
+        "rows are compared byte for byte; the real engines' tokens are compared with those of the same table's rows on "
+        "the device.",
+        f"Repeatability (two medians within 10 %): {summary['repeatability']}. Tokens equal everywhere: "
+        f"{summary['tokens_equal_all']}. Model errors: {_errors(summary)}.",
+        f"Dollars: {', '.join(f'{name} {value}' for name, value in rents.items())}. SLO: "
+        f"{', '.join(f'{name} {value}' for name, value in slo.items())}.",
+    ]
+    lists = [f"<li>{escape(ENGINES[engine])}</li>" for engine in engines]
+    lists += [f"<li>{escape(name)}: {escape(STREAMS[name].label)}</li>" for name in streams]
+    return "".join(f"<p>{escape(part)}</p>" for part in parts) + f"<ul>{''.join(lists)}</ul>"
+
+
+def machine(run: Run) -> str:
+    """What it was measured on, and what the links carried."""
+    result = run.result
+    about = result.get("machine", {})
+    parts = [
+        f"{about.get('cpu')}, {about.get('cores')} cores, {about.get('memory_bytes', 0) / 2**30:.0f} GiB, "
+        f"{about.get('kernel')}; load {', '.join(f'{one:.2f}' for one in about.get('load_average', []))} at the start.",
+        ", ".join(f"{name} {value}" for name, value in result.get("versions", {}).items()),
+        f"{result.get('command')}, seed {result.get('seed')}" + (", a quick run" if result.get("quick") else "") + ".",
+        *(
+            f"Link {name}, bare socket: {found['gbit_per_s']:g} Gbit/s, round trip {found['round_trip_us']:g} us."
+            for name, found in result.get("links", {}).items()
+        ),
+    ]
+    return "".join(f"<p class=soft>{escape(part)}</p>" for part in parts)
+
+
+def _errors(summary: dict[str, object]) -> str:
+    if "model_errors_absent" in summary:
+        return str(summary["model_errors_absent"])
+    return f"stall {summary['model_median_stall_error']}, step {summary['model_median_step_error']}"
