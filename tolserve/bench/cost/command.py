@@ -16,8 +16,9 @@ from tolserve.bench.cost.prices import Rents, Slo
 from tolserve.bench.cost.report import page
 from tolserve.bench.cost.run import Setting, measure_overhead, servable, sweep
 from tolserve.bench.cost.state import Results
-from tolserve.bench.cost.summary import summarise
+from tolserve.bench.cost.summary import compared, summarise
 from tolserve.bench.cost.terminal import table
+from tolserve.bench.cost_model import check
 from tolserve.transport.link import Address
 
 SEED = 0
@@ -54,6 +55,8 @@ def main(options: argparse.Namespace) -> None:
     result = results.to_dict()
     page.write(result, report)
     print(table(result["points"]))
+    if found := compared(result["points"]):
+        print(f"\nThe cost model against the paced points:\n{check.table(check.errors(found))}\n")
     print(json.dumps(summarise(result)), flush=True)
 
 

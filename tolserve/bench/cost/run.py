@@ -19,6 +19,7 @@ from tolserve.bench.cost.material import Materials
 from tolserve.bench.cost.nodes import Fleet, held_by, start, wanted_of
 from tolserve.bench.cost.places import Asked
 from tolserve.bench.cost.point import Point
+from tolserve.bench.cost.predict import Predictor
 from tolserve.bench.cost.prices import Rents, Slo
 from tolserve.bench.cost.state import NUM_SWEEPS, Results
 from tolserve.bench.cost.streams import Streams
@@ -30,15 +31,19 @@ from tolserve.transport.link import Address
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How long a point is measured in one sweep: steps of the paced engine, rounds of a real one, seconds of either."""
+    """How long a point is measured in one sweep: steps of the paced engine, rounds of a real one, seconds of either.
+
+    calibration_rounds: fetches that the cost model times of each number of rows.
+    """
 
     num_pairs: int
     num_rounds: int
     limit_s: float
+    calibration_rounds: int
 
 
-QUICK = Effort(num_pairs=100, num_rounds=5, limit_s=0.8)
-FULL = Effort(num_pairs=600, num_rounds=30, limit_s=8.0)
+QUICK = Effort(num_pairs=100, num_rounds=5, limit_s=0.8, calibration_rounds=20)
+FULL = Effort(num_pairs=600, num_rounds=30, limit_s=8.0, calibration_rounds=100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +81,7 @@ class Runner:
         self._materials = Materials(setting.work)
         self._models = Models(self._materials)
         self._streams = Streams(setting.data, setting.work)
+        self._predictor = Predictor(rounds=setting.effort.calibration_rounds, known={})
 
     def measure(self, point: Point) -> dict[str, Any]:
         """One sweep's figures of a point."""
@@ -99,6 +105,11 @@ class Runner:
                 slo=slo,
             )
         return figures | link
+
+    def predict(self, point: Point) -> dict[str, float]:
+        """What the cost model says of a paced point."""
+        asked = Asked(point=point, material=self._materials.get(point), fleet=self.fleet)
+        return self._predictor.predict(asked, self._streams.get(point.stream), num_steps=self._setting.effort.num_pairs)
 
     def close(self) -> None:
         """End nodes, close tables."""
@@ -144,6 +155,8 @@ def sweep(setting: Setting, results: Results) -> None:
         try:
             progress = Progress(NUM_SWEEPS * len(results.points), results.num_kept)
             for _, point in results.left():
+                if point.engine == "paced" and not results.is_predicted(point):
+                    results.predict(point, runner.predict(point))
                 figures = runner.measure(point)
                 results.add(point, figures)
                 progress.say(point.name, figures)

@@ -28,6 +28,7 @@ class Results:
         self.key = key
         self.about: dict[str, Any] = {}
         self._sweeps: dict[str, list[dict[str, Any]]] = {point.name: [] for point in points}
+        self._predicted: dict[str, dict[str, float]] = {}
         if path.exists() and not fresh:
             self._resume(path)
 
@@ -45,6 +46,14 @@ class Results:
         """What is to be measured, in order: a whole sweep, then the next."""
         return [(n, point) for n in range(NUM_SWEEPS) for point in self.points if len(self._sweeps[point.name]) <= n]
 
+    def is_predicted(self, point: Point) -> bool:
+        """Whether there is a prediction of it."""
+        return point.name in self._predicted
+
+    def predict(self, point: Point, predicted: dict[str, float]) -> None:
+        """Keep what the cost model says of a point: `step_us`, `stall_us`."""
+        self._predicted[point.name] = predicted
+
     def add(self, point: Point, figures: dict[str, Any]) -> None:
         """Keep what a sweep measured of a point."""
         self._sweeps[point.name].append(figures)
@@ -53,7 +62,12 @@ class Results:
     def to_dict(self) -> dict[str, Any]:
         """As the file has it."""
         points = [
-            {"name": point.name, "settings": point.to_dict(), "sweeps": self._sweeps[point.name], "predicted": None}
+            {
+                "name": point.name,
+                "settings": point.to_dict(),
+                "sweeps": self._sweeps[point.name],
+                "predicted": self._predicted.get(point.name),
+            }
             for point in self.points
         ]
         return {"bench": "cost", "key": self.key, "finished": self.finished, **self.about, "points": points}
@@ -71,6 +85,7 @@ class Results:
             same = kept["key"] == json.loads(json.dumps(self.key))
             finished = kept["finished"]
             sweeps = {point["name"]: point["sweeps"] for point in kept["points"]}
+            predicted = {point["name"]: point["predicted"] for point in kept["points"] if point["predicted"]}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no result of this bench ({error!r}); choose another --out") from error
         if finished:
@@ -78,5 +93,6 @@ class Results:
         if not same:
             raise ValueError(f"{path} holds an unfinished run of other settings; --fresh replaces it")
         self.about = {name: kept[name] for name in kept if name not in ("bench", "key", "finished", "points")}
+        self._predicted = predicted
         for name in self._sweeps:
             self._sweeps[name] = sweeps.get(name, [])

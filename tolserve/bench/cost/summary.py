@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-ABSENT_MODEL = "no predictions in this run: the cost model adds them to the points (`predicted`)"
+from tolserve.bench.cost_model.check import Compared, errors
+
+ABSENT_MODEL = "no paced point was measured, and the cost model predicts no other"
 _AGREE = 0.1
-_LEAST_STALL_US = 80.0
+_MODEL_ERRORS = ("model_median_stall_error", "model_median_step_error")
 
 
 def repeatability(points: list[dict[str, Any]]) -> float | None:
@@ -24,34 +26,34 @@ def tokens_equal_all(points: list[dict[str, Any]]) -> bool:
     return all(sweep["tokens_equal"] for point in points for sweep in point["sweeps"])
 
 
-def model_errors(points: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Median errors of predictions over the paced points that have one.
+def compared(points: list[dict[str, Any]]) -> list[Compared]:
+    """The paced points that were measured and predicted, each by the mean of its sweeps."""
+    return [
+        Compared(
+            name=point["name"],
+            measured_step_us=_mean(point, "step_us"),
+            measured_stall_us=_mean(point, "stall_us"),
+            predicted_step_us=point["predicted"]["step_us"],
+            predicted_stall_us=point["predicted"]["stall_us"],
+            p99_us=statistics.fmean(1e3 * sweep["itl_ms"]["p99"] for sweep in point["sweeps"]),
+        )
+        for point in points
+        if point["predicted"] is not None and point["settings"]["engine"] == "paced" and point["sweeps"]
+    ]
 
-    A prediction is `{"step_us": ..., "stall_us": ...}`; |predicted - measured| is over max(measured, 80 us) for stall
-    and over the measured time for steps, measured being the mean of the sweeps.
-    """
-    stalls, steps = [], []
-    for point in points:
-        predicted = point["predicted"]
-        if predicted is None or point["settings"]["engine"] != "paced" or not point["sweeps"]:
-            continue
-        stall, step = (statistics.fmean(sweep[key] for sweep in point["sweeps"]) for key in ("stall_us", "step_us"))
-        stalls.append(abs(predicted["stall_us"] - stall) / max(stall, _LEAST_STALL_US))
-        steps.append(abs(predicted["step_us"] - step) / step)
-    return {
-        "model_median_stall_error": round(statistics.median(stalls), 4) if stalls else None,
-        "model_median_step_error": round(statistics.median(steps), 4) if steps else None,
-    }
+
+def _mean(point: dict[str, Any], key: str) -> float:
+    return statistics.fmean(sweep[key] for sweep in point["sweeps"])
 
 
 def summarise(result: dict[str, Any]) -> dict[str, Any]:
     """The last line of a run."""
     points = result["points"]
-    errors = model_errors(points)
-    reason = {} if errors["model_median_step_error"] is not None else {"model_errors_absent": ABSENT_MODEL}
+    found = compared(points)
+    medians = errors(found) if found else dict.fromkeys(_MODEL_ERRORS) | {"worst": []}
     return {
-        **errors,
-        **reason,
+        **{name: medians[name] for name in _MODEL_ERRORS},
+        **({} if found else {"model_errors_absent": ABSENT_MODEL}),
         "tokens_equal_all": tokens_equal_all(points),
         "paced_overhead": result.get("paced_overhead"),
         "repeatability": repeatability(points),

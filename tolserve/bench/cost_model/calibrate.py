@@ -21,6 +21,7 @@ from tolserve.memory.cached import CachedSource
 
 _PAUSE_S = 300e-6
 _WARM_ROUNDS = 5
+_LEAST_ROUNDS = 3
 _PLAN_STEPS = 100
 
 
@@ -33,13 +34,21 @@ class Fetches:
 
 
 def calibrate(
-    source: CachedSource, *, batch: int, bands: tuple[int, ...], num_bands: int, rounds: int, seed: int = 0
+    source: CachedSource,
+    *,
+    batch: int,
+    bands: tuple[int, ...],
+    num_bands: int,
+    rounds: int,
+    limit_s: float = 10.0,
+    seed: int = 0,
 ) -> Measured:
     """What a step's rows take, by the number of those that have to be fetched, for batches of one size.
 
     Args:
         source: warm, with the most frequent tokens (those of the lowest ids) in its slots for good.
         bands: those that are fetched, of `num_bands`; the others' arrival is 0.
+        rounds: fetches of each number of rows; fewer, but three, where they take more than `limit_s` together.
     """
     counts = [0, *(count for count in (1, 2, 4, 8, 16, 32, 64, 128, 256) if count < batch), batch]
     draw = np.random.default_rng(seed)
@@ -48,8 +57,14 @@ def calibrate(
     found = []
     for count in counts:
         batches = [_tokens(draw, source, batch, count) for _ in range(rounds + _WARM_ROUNDS)]
-        timed = [_fetch(feed, tokens, bands, num_bands) for tokens in batches][_WARM_ROUNDS:]
-        found.append(_sorted(timed, plan_s))
+        timed, began = [], time.monotonic()
+        for number, tokens in enumerate(batches):
+            if number >= _LEAST_ROUNDS and time.monotonic() - began > limit_s:
+                break
+            timed.append(_fetch(feed, tokens, bands, num_bands))
+        warm = _WARM_ROUNDS if len(timed) > 2 * _WARM_ROUNDS else 0
+        found.append(_sorted(timed[warm:], plan_s, rounds))
+    feed.close()
     return Measured(
         num_rows=tuple(counts),
         arrivals_NQB=np.stack([fetches.arrival_QB for fetches in found]),
@@ -89,9 +104,11 @@ def _fetch(
     return seen_s, time.perf_counter() - began
 
 
-def _sorted(timed: list[tuple[NDArray[np.float64], float]], plan_s: float) -> Fetches:
+def _sorted(timed: list[tuple[NDArray[np.float64], float]], plan_s: float, num_cases: int) -> Fetches:
+    """The fetches as `num_cases` equally likely cases, in order of the last band."""
     arrivals = np.stack([seen for seen, _ in timed])
     order = np.argsort(arrivals[:, -1])
+    order = order[np.arange(num_cases) * len(order) // num_cases]
     host_Q = np.array([host for _, host in timed])[order] + plan_s
     return Fetches(arrival_QB=arrivals[order], host_Q=host_Q)
 

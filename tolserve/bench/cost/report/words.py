@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from html import escape
+from typing import Any
 
 from tolserve.bench.cost.point import ENGINES
 from tolserve.bench.cost.report.data import Run
 from tolserve.bench.cost.streams import STREAMS
-from tolserve.bench.cost.summary import summarise
+from tolserve.bench.cost.summary import compared, summarise
 from tolserve.bench.cost.terminal import percent
+from tolserve.bench.cost_model.check import errors
 
 QUESTION = (
     "If a model's memory sits on the other side of a network, what does each token pay, "
@@ -73,7 +75,7 @@ def method(run: Run) -> str:
         "rows are compared byte for byte; the real engines' tokens are compared with those of the same table's rows on "
         "the device.",
         f"Repeatability (two medians within 10 %): {summary['repeatability']}. Tokens equal everywhere: "
-        f"{summary['tokens_equal_all']}. Model errors: {_errors(summary)}.",
+        f"{summary['tokens_equal_all']}. Model errors: {_errors(summary)}. {_worst(run.result['points'])}",
         f"Dollars: {', '.join(f'{name} {value}' for name, value in rents.items())}. SLO: "
         f"{', '.join(f'{name} {value}' for name, value in slo.items())}.",
     ]
@@ -103,3 +105,12 @@ def _errors(summary: dict[str, object]) -> str:
     if "model_errors_absent" in summary:
         return str(summary["model_errors_absent"])
     return f"stall {summary['model_median_stall_error']}, step {summary['model_median_step_error']}"
+
+
+def _worst(points: list[dict[str, Any]]) -> str:
+    """The paced points that the cost model is furthest off for, with the likeliest reason."""
+    found = compared(points)
+    if not found:
+        return ""
+    worst = [f"{one['name']} ({one['stall_error']:.0%}: {one['reason']})" for one in errors(found)["worst"]]
+    return f"The cost model is furthest off the stall of {'; '.join(worst)}."
