@@ -207,7 +207,7 @@ def test_bands_that_two_versions_share_are_in_memory_once(made: Versions) -> Non
     node = MemoryNode(NodeConfig(table=made.table, version=1))
     node.load(3)
     node.load(2)
-    bands = {version: [id(rows) for rows in held.store.bands] for version, held in node._held.items()}  # type: ignore[attr-defined]
+    bands = {version: [id(rows) for rows in held.store.bands] for version, held in node._holdings._held.items()}  # type: ignore[attr-defined]
     assert bands[1] == bands[3] and not set(bands[1]) & set(bands[2])
     node.drop(1)
     assert node.versions == (3, 2)

@@ -54,7 +54,12 @@ def test_logprobs_of_an_echoed_prompt(said: dict[str, Any]) -> None:
 
 def test_streams_end_with_the_usage(said: dict[str, Any]) -> None:
     assert said["pieces"] == list("abcab")
-    assert said["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    assert said["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 5,
+        "total_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 def test_models(said: dict[str, Any]) -> None:
