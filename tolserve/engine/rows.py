@@ -20,8 +20,8 @@ from tolbuild.table.coding import RowCoding
 from tolbuild.table.errors import ToLError
 from tolserve.engine.request import MemoryCharge
 from tolserve.memory.bill import MemoryBill
-from tolserve.memory.cached import distinct
 from tolserve.memory.source import RowSource
+from tolserve.native.lookups import lookups
 
 IntArray = NDArray[np.int64]
 
@@ -69,6 +69,7 @@ class RowFeed:
         self._bands = bands
         self._codings = {band.index: band.coding for band in source.spec.bands}
         self._ahead: dict[str, _Request] = {}
+        self._lookups = lookups()
         self.totals = RowTotals()
 
     def layout(self, band: int) -> tuple[int, torch.dtype]:
@@ -83,7 +84,7 @@ class RowFeed:
         stale = self._ahead.pop(kind, None)
         if stale is not None:
             self._source.release(stale.handle)
-        ids = distinct(np.array(token_ids, np.int64))
+        ids = self._lookups.distinct(np.array(token_ids, np.int64))
         for other in self._ahead.values():
             ids = ids[~np.isin(ids, other.ids, assume_unique=True)]
         if len(ids):

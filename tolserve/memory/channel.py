@@ -60,6 +60,7 @@ class Channel:
     Attributes:
         flights: requests on the way, the one being answered first.
         silent_since: when it was first found that nothing had come since the last bytes; None while they come.
+        fileno: what the system knows the link by, if it does: several links can then be waited for at once.
     """
 
     link: Link
@@ -67,9 +68,14 @@ class Channel:
     identity: bytes
     flights: deque[Flight] = field(default_factory=deque)
     silent_since: float | None = None
+    fileno: int | None = field(init=False)
     _head: bytearray = field(default_factory=lambda: bytearray(RESPONSE.size))
     _in_head: bool = True
     _filled: int = 0
+
+    def __post_init__(self) -> None:
+        fileno = getattr(self.link, "fileno", None)
+        self.fileno = None if fileno is None else fileno()
 
     def submit(self, flight: Flight, request_id: int) -> None:
         """Ask for what the flight has not received.

@@ -18,10 +18,13 @@ from tolserve.memory.nodes import Addresses, Nodes
 from tolserve.memory.outages import Outages
 from tolserve.memory.service import DEFAULT_MAX_IDS
 from tolserve.memory.spec import Ids, RowSpec
+from tolserve.native import compiled
 from tolserve.transport.link import Transport
 from tolserve.transport.tcp import TcpTransport
 
 _NAP_S = 5e-4
+_LOOK_US = 10_000.0
+"""A look without sleeping is at most so long; faults are looked for in between."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,7 @@ class PartitionedClient:
         )
         self._outages = Outages()
         self._request_ids = itertools.count(1)
+        self._helper = compiled.load()
 
     @property
     def num_connected(self) -> int:
@@ -186,8 +190,11 @@ class PartitionedClient:
                 continue
             now = time.monotonic()
             began = began or now
-            if now - began > self.config.spin_us * 1e-6:
+            left_us = self.config.spin_us - (now - began) * 1e6
+            if left_us <= 0:
                 self._pause(fetch, waiting, now)
+            elif self._helper is not None:
+                self._wait(waiting, spin_us=min(left_us, _LOOK_US))
 
     def drop(self, fetch: RemoteFetch) -> None:
         """See `RowFetcher.drop`: what still comes is read and thrown away."""
@@ -258,11 +265,23 @@ class PartitionedClient:
         if channel is None:
             time.sleep(_NAP_S)
             return
+        if self._wait(waiting, timeout_s=min(0.05, self.config.silence_s)):
+            return
         # All of them are needed: whichever is waited for, nothing is lost, but the others have to flow as well.
         try:
             channel.link.wait_readable(min(0.05, self.config.silence_s) if len(waiting) == 1 else _NAP_S)
         except ToLError as error:
             self._eject(channel, str(error))
+
+    def _wait(self, waiting: list[Flight], *, spin_us: float = 0.0, timeout_s: float = 0.0) -> bool:
+        """Return when something has come for one of them, or not for so long; False where that cannot be told here."""
+        if self._helper is None:
+            return False
+        filenos = tuple([flight.channel.fileno for flight in waiting if flight.channel is not None])
+        if len(filenos) < len(waiting) or None in filenos:
+            return False
+        self._helper.wait_readable(filenos, spin_us, round(timeout_s * 1e3))
+        return True
 
     def _unavailable(self, partition: int, after_s: float) -> NodesUnavailableError:
         return NodesUnavailableError(

@@ -6,15 +6,16 @@ Long rows that are in memory are sent from where they lie, others are gathered i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolserve.memory.spec import Ids, Rows
-from tolserve.memory.store import RowStore
+from tolserve.memory.store import CyclicStore, RamStore, RowStore
 from tolserve.transport.errors import RefusedError
 from tolserve.transport.frames import Hello, Ids32, RequestHeader, Status, bands_of
+from tolserve.transport.lanes import Counts, RowMemory
 from tolserve.transport.session import Answer
 
 DEFAULT_MAX_IDS = 16384
@@ -50,13 +51,44 @@ class RowService:
 
     def __init__(self, store: RowStore, *, max_ids: int = DEFAULT_MAX_IDS) -> None:
         self.max_ids = max_ids
-        self.served = ServedCounters()
+        self._served = ServedCounters()
+        self._lanes: list[Counts] = []
         self._store = store
         self._spec = store.spec
         self._num_bands = len(store.spec.bands)
         self._row_bytes = [band.row_bytes for band in store.spec.bands]
         self._buffer_bytes = max(_PIECE_BYTES, max(band.row_bytes for band in self._spec.bands))
         self._free: list[Rows] = []
+
+    @property
+    def served(self) -> ServedCounters:
+        """What was answered until now; any thread may ask."""
+        served = self._served
+        requests, rows, num_bytes = (sum(each) for each in zip((0, 0, 0), *(one.counters() for one in self._lanes), strict=True))
+        return replace(
+            served,
+            num_requests=served.num_requests + requests,
+            num_rows=served.num_rows + rows,
+            num_bytes=served.num_bytes + num_bytes,
+        )
+
+    def row_memory(self) -> RowMemory | None:
+        """See `HasRowMemory.row_memory`. Subclasses, here and of the store, may do more than give bytes from memory."""
+        store = self._store
+        if type(self) is not RowService or not (type(store) is RamStore or type(store) is CyclicStore):
+            return None
+        return RowMemory(
+            identity=self._spec.identity,
+            vocab_size=self._spec.vocab_size,
+            max_ids=self.max_ids,
+            partition=(store.partition.index, store.partition.count),
+            bands=store.bands,
+            num_cyclic=store.num_cyclic,
+        )
+
+    def count_also(self, lanes: Counts) -> None:
+        """See `HasRowMemory.count_also`."""
+        self._lanes.append(lanes)
 
     def hello(self, identity: bytes) -> Hello:
         """See `Responder.hello`."""
@@ -82,15 +114,15 @@ class RowService:
         bands = bands_of(mask)
         length = len(own) * sum([self._row_bytes[band] for band in bands])
         places = self._store.locate(own)
-        self.served.num_requests += 1
-        self.served.num_rows += len(own)
-        self.served.num_bytes += length
+        self._served.num_requests += 1
+        self._served.num_rows += len(own)
+        self._served.num_bytes += length
         return Answer(length, self._pieces(places, bands))
 
     def refused(self, status: Status) -> None:
         """See `Responder.refused`."""
         name = status.name.lower()
-        self.served.refused[name] = self.served.refused.get(name, 0) + 1
+        self._served.refused[name] = self._served.refused.get(name, 0) + 1
 
     def _pieces(self, places: NDArray[np.int64], bands: tuple[int, ...]) -> Iterator[list[memoryview]]:
         if min([self._row_bytes[band] for band in bands]) >= _DIRECT_BYTES:

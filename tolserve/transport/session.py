@@ -72,7 +72,21 @@ class Session:
         self._filled = 0
         self._head: bytes | None = None
         self._pieces: Iterator[list[memoryview]] | None = None
+        self._has_answered = False
         self.closing = False
+
+    def lend(self) -> tuple[bytearray, int] | None:
+        """The buffer and how many bytes of it are received; None before a first answer with rows, or while one is due.
+
+        Whoever borrows it leaves a whole number of requests out and tells by `take_back` what is there then.
+        """
+        if not self._has_answered or self._head is not None or self._pieces is not None or self.closing:
+            return None
+        return self._buffer, self._filled
+
+    def take_back(self, filled: int) -> None:
+        """The first `filled` bytes of the buffer are received and not answered."""
+        self._filled = filled
 
     def inbox(self) -> memoryview:
         """Where to receive into; never empty while no answer is pending."""
@@ -139,6 +153,7 @@ class Session:
         answer = self._responder.rows(header, ids)
         self._head = pack_response(Status.OK, header.request_id, answer.length)
         self._pieces = answer.pieces
+        self._has_answered = True
 
     def _refuse(self, status: Status, request_id: int, message: str) -> None:
         text = message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode()

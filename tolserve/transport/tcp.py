@@ -56,6 +56,10 @@ class TcpLink:
         """See `Link.wait_readable`."""
         self._readable.poll(max(1.0, timeout_s * 1e3))
 
+    def fileno(self) -> int:
+        """For those who wait for several links at once; readable when `recv_into` may find something."""
+        return self._sock.fileno()
+
     def close(self) -> None:
         """See `Link.close`."""
         self._sock.close()
