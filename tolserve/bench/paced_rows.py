@@ -129,7 +129,8 @@ def device_source(spec: RowSpec, address: Address, regime: Regime, stream: Token
 
     Both streams number tokens by frequency, so that one set of cached tokens is the right one for both.
     """
-    transport = Delayed(TcpTransport(), round_trip_s=regime.round_trip_us * 1e-6)
+    tcp = TcpTransport()
+    transport = Delayed(tcp, round_trip_s=regime.round_trip_us * 1e-6) if regime.round_trip_us else tcp
     client = PartitionedClient(spec, [[address]], ClientConfig(spin_us=5000), transport)
     client.wait_connected(30)
     bands = tuple(range(regime.pinned_bands, len(spec.bands)))

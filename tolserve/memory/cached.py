@@ -108,8 +108,7 @@ class CachedSource:
             handle.stretches.append(stretch)
             handle.hits_by_tier[self._fetcher.tier] = num_missing
             handle.bytes_moved = stretch.num_bytes
-        if num_missing < len(token_ids):
-            self._use(handle, rows, len(token_ids) - num_missing)
+        self._use(handle, token_ids, rows, len(token_ids) - num_missing)
         return handle
 
     def arrive(self, handle: CachedHandle, band: int) -> None:
@@ -133,7 +132,7 @@ class CachedSource:
             return
         handle.open = False
         if handle.slots is not None:
-            self._readers[handle.slots] -= 1
+            self._lookups.let_go(self._readers, handle.slots)
         for stretch in handle.stretches:
             stretch.users -= 1
             if stretch.users == 0:
@@ -166,14 +165,13 @@ class CachedSource:
         return Stretch(start=start, ids=ids, rows=rows, bands=bands, fetch=fetch, shared=shared, num_bytes=num_bytes)
 
     def _place(self, rows: RowMap, token_ids: Ids, stretch: Stretch) -> None:
-        """Tell where the missing rows come to lie, in `rows` and, if they are shared, for later requests."""
+        """Tell where the missing rows come to lie: in `rows`, or, if they are shared, in the map for this request too."""
         if not stretch.shared:
             missing = (rows < 0).nonzero()[0]
             rows[missing] = stretch.rows[np.searchsorted(stretch.ids, token_ids[missing])]
             return
         self._row_of[stretch.ids] = stretch.rows
         self._arriving.append(stretch)
-        self._row_of.take(token_ids, out=rows, mode="clip")
 
     def _take(self, count: int) -> int:
         if count > self.num_staging:
@@ -185,12 +183,11 @@ class CachedSource:
             )
         return start
 
-    def _use(self, handle: CachedHandle, rows: Index, num_here: int) -> None:
+    def _use(self, handle: CachedHandle, token_ids: Ids, rows: RowMap, num_here: int) -> None:
         """Hold what was here when the request came: cache slots, and staging rows of earlier requests."""
-        slots = rows[rows >= self.num_staging] - self.num_staging
+        slots = self._lookups.settle(self._row_of, token_ids, rows, self._readers, self.num_staging)
         num_slots = len(slots)
         if num_slots:
-            self._readers[slots] += 1
             handle.slots = slots
             handle.hits_by_tier["cache"] = num_slots
             assert self._policy is not None

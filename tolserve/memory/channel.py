@@ -15,6 +15,7 @@ from tolserve.transport.frames import (
     Status,
     mask_of,
     pack_hello,
+    pack_response,
     pack_rows,
     unpack_response,
 )
@@ -46,6 +47,11 @@ class Flight:
     num_done: int = 0
     dropped: bool = False
     fault: RowRequestError | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all its regions."""
+        return sum(map(len, self.regions))
 
     @property
     def complete(self) -> bool:
@@ -101,7 +107,8 @@ class Channel:
             if count == 0:
                 break
             moved = True
-            self._take(count)
+            if not self._take_whole(count):
+                self._take(count)
         if moved:
             self.silent_since = None
         elif self.silent_since is None:
@@ -118,6 +125,18 @@ class Channel:
         if flight.dropped:
             return [_sink[: len(region) - self._filled]]
         return [region[self._filled :], *others]
+
+    def _take_whole(self, count: int) -> bool:
+        """Whether these bytes are the usual answer, all that was asked for at once; then it is done with."""
+        flight = self.flights[0]
+        if not self._in_head or self._filled or flight.num_done or flight.dropped:
+            return False
+        length = count - RESPONSE.size
+        if length != flight.num_bytes or self._head != pack_response(Status.OK, flight.request_id, length):
+            return False
+        flight.num_done = len(flight.bands)
+        self.flights.popleft()
+        return True
 
     def _take(self, count: int) -> None:
         """The next `count` bytes have come to where `_targets` said."""

@@ -175,7 +175,9 @@ class PartitionedClient:
             RowRequestError: a node refuses the request for what it asks.
         """
         num_bands = fetch.bands.index(band) + 1
-        waiting = fetch.flights
+        waiting = [flight for flight in fetch.flights if flight.num_done < num_bands]
+        if not waiting:
+            return
         began = 0.0
         while True:
             moved = False

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from tolserve.memory.bill import MemoryBill
-from tolserve.memory.spec import Ids, Index
+from tolserve.memory.spec import Ids
+from tolserve.native.lookups import RowMap
 
 
 @dataclass(kw_only=True, eq=False, slots=True)
@@ -35,9 +36,9 @@ class Stretch:
 class CachedHandle:
     """One request; see `tolserve.memory.source.Handle`."""
 
-    index: Index
+    index: RowMap
     stretches: list[Stretch]
-    slots: Index | None
+    slots: RowMap | None
     hits_by_tier: dict[str, int]
     bytes_moved: int
     began: float

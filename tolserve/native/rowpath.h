@@ -96,4 +96,10 @@ void cool_down(lanes_t *self);
 
 extern PyType_Spec lanes_spec;
 
+PyObject *distinct(PyObject *module, PyObject *arg);
+PyObject *look_up(PyObject *module, PyObject *const *args, Py_ssize_t num_args);
+PyObject *settle(PyObject *module, PyObject *const *args, Py_ssize_t num_args);
+PyObject *let_go(PyObject *module, PyObject *const *args, Py_ssize_t num_args);
+PyObject *match(PyObject *module, PyObject *const *args, Py_ssize_t num_args);
+
 #endif
