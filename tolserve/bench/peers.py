@@ -85,10 +85,23 @@ def remote_rows(spec: RowSpec, num_staging: int) -> Iterator[CachedSource]:
 
 
 def node_description(
-    *, rank: int, dtype: str, vocab_size: int, core: int | None, spin_us: int, max_bytes: int
+    *,
+    rank: int,
+    dtype: str,
+    vocab_size: int,
+    core: int | None,
+    spin_us: int,
+    max_bytes: int,
+    layers_per_band: int = 4,
 ) -> dict[str, Any]:
-    """A memory node of 24 layers in bands of 4, its rows in at most `max_bytes` of memory (see `CyclicStore`)."""
-    shape = {"num_layers": 24, "layers_per_band": 4, "rank": rank, "dtype": dtype, "vocab_size": vocab_size}
+    """A memory node of 24 layers in equal bands, its rows in at most `max_bytes` of memory (see `CyclicStore`)."""
+    shape = {
+        "num_layers": 24,
+        "layers_per_band": layers_per_band,
+        "rank": rank,
+        "dtype": dtype,
+        "vocab_size": vocab_size,
+    }
     return {"kind": "node", "shape": shape, "core": core, "spin_us": spin_us, "max_bytes": max_bytes}
 
 
