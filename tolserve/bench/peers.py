@@ -24,6 +24,7 @@ import numpy as np
 from tolserve.bench.random_rows import random_store
 from tolserve.memory.cached import CachedSource
 from tolserve.memory.client import PartitionedClient
+from tolserve.memory.partition import Partition
 from tolserve.memory.service import RowService
 from tolserve.memory.spec import RowSpec
 from tolserve.memory.store import CyclicStore, RowStore
@@ -121,12 +122,17 @@ def fill(sock: socket.socket, buffer: memoryview) -> None:
 
 
 def serve_bytes(listener: socket.socket, spin_s: float) -> None:
-    """The bare socket: reads a length, sends so many bytes from memory, until its client is gone.
+    """The bare socket: reads a length, sends so many bytes from memory, until a client is gone.
 
-    For `spin_s` after a request it looks for the next without sleeping, then it waits.
+    For `spin_s` after a request it looks for the next without sleeping, then it waits. Every client has a thread.
     """
     data = memoryview(np.random.default_rng(0).bytes(16 << 20))
-    connection, _ = listener.accept()
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=_serve_one, args=(connection, data, spin_s), daemon=True).start()
+
+
+def _serve_one(connection: socket.socket, data: memoryview, spin_s: float) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     until = 0.0
     while True:
@@ -157,6 +163,9 @@ def main() -> None:
     store: RowStore
     if told["kind"] == "node":
         store = CyclicStore(spec, num_rows=told["max_bytes"] // spec.row_bytes, seed=0)
+    elif told["kind"] == "partition":
+        index, count = told["partition"]
+        store = random_store(spec, Partition(index=index, count=count))
     else:
         store = random_store(spec)
     server = RowServer(RowService(store), ServerConfig(spin_us=told["spin_us"]))

@@ -6,6 +6,7 @@
 - `client_overhead_us`: the engine's work for the rows of 64 tokens of 12 KiB that are all cached, with the policy that
   serving defaults to, median.
 - `paced_overhead`: see `tolserve.bench.paced_rows`.
+- `node_vs_socket_4_clients`, `fairness`, `fleet`: see `tolserve.bench.fleet`.
 
 The memory node has a core of its own; where it is said that it spins, it looks for requests without sleeping while
 traffic lasts. `tcp_vs_socket_*` are of the regime in which everybody waits asleep, as they do unless told otherwise;
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from tolserve.bench.fleet import measure_fleet
 from tolserve.bench.paced_rows import measure_paced
 from tolserve.bench.peers import REQUEST, fill, node_description, own_cores, peer
 from tolserve.bench.report import estimate
@@ -34,6 +36,7 @@ from tolserve.memory.policy import LRU, CachePolicy, StaticByFrequency
 from tolserve.memory.source import RowSource
 from tolserve.memory.spec import RowSpec
 from tolserve.memory.store import CyclicStore
+from tolserve.native import compiled
 
 SEED = 0
 VOCAB_SIZE = 128_256
@@ -44,7 +47,7 @@ TURN_FETCHES = 10
 
 
 def run(*, quick: bool) -> dict[str, Any]:
-    """All figures; the four that have bars stand at the top."""
+    """All figures; those that have bars stand at the top."""
     here, there = own_cores()
     before = os.sched_getaffinity(0)
     if here is not None:
@@ -58,6 +61,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         }
         client = measure_client(quick=quick)
         paced = measure_paced(there, quick=quick)
+        fleet = measure_fleet((here, there), quick=quick)
     finally:
         os.sched_setaffinity(0, before)
         gc.unfreeze()
@@ -66,10 +70,12 @@ def run(*, quick: bool) -> dict[str, Any]:
         "tcp_vs_socket_12m": round(sockets["waiting"]["12m"]["ratio"], 3),
         "client_overhead_us": round(client["lru"]["median"], 1),
         "paced_overhead": paced["paced_overhead"],
+        **fleet,
         "sockets": sockets,
         "client": client,
         "paced": paced["paced"],
         "cores": {"client": here, "memory node": there},
+        "compiled": compiled.load() is not None,
         "node": {"spin_us": SPIN_US, "memory_bytes": NODE_BYTES, "rows": "repeat within this memory"},
     }
 

@@ -23,8 +23,8 @@ from tolserve.transport.link import Transport
 from tolserve.transport.tcp import TcpTransport
 
 _NAP_S = 5e-4
-_LOOK_US = 10_000.0
-"""A look without sleeping is at most so long; faults are looked for in between."""
+_LOOK_US, _SLEEP_S = 10_000.0, 0.05
+"""A look without sleeping, and a sleep, are at most so long; faults are looked for in between."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,8 @@ class PartitionedClient:
         self._outages = Outages()
         self._request_ids = itertools.count(1)
         self._helper = compiled.load()
+        spin_us = min(float(self.config.spin_us), _LOOK_US)
+        self._patience = {"spin_us": spin_us, "timeout_s": min(_SLEEP_S, self.config.silence_s)}
 
     @property
     def num_connected(self) -> int:
@@ -181,9 +183,10 @@ class PartitionedClient:
         began = 0.0
         while True:
             moved = False
+            patient = len(waiting) == 1
             for flight in waiting:
                 if flight.num_done < num_bands:
-                    moved |= self._progress(flight, num_bands)
+                    moved |= self._progress(flight, num_bands, patient=patient)
             waiting = [flight for flight in waiting if flight.num_done < num_bands]
             if not waiting:
                 return
@@ -222,15 +225,15 @@ class PartitionedClient:
             self.counters.num_requests += 1
             return True
 
-    def _progress(self, flight: Flight, num_bands: int) -> bool:
-        """Receive for a flight or find it a node; whether anything moved."""
+    def _progress(self, flight: Flight, num_bands: int, *, patient: bool) -> bool:
+        """Receive for a flight, waiting for it if told to be patient, or find it a node; whether anything moved."""
         if flight.fault is not None:
             raise flight.fault
         channel = flight.channel
         if channel is None:
             return self._assign(flight)
         try:
-            if channel.pump(flight, num_bands):
+            if channel.pump(flight, num_bands, **(self._patience if patient else {})):
                 self._outages.end(flight.partition)
                 return True
         except ToLError as error:
@@ -267,11 +270,11 @@ class PartitionedClient:
         if channel is None:
             time.sleep(_NAP_S)
             return
-        if self._wait(waiting, timeout_s=min(0.05, self.config.silence_s)):
+        if self._wait(waiting, timeout_s=min(_SLEEP_S, self.config.silence_s)):
             return
         # All of them are needed: whichever is waited for, nothing is lost, but the others have to flow as well.
         try:
-            channel.link.wait_readable(min(0.05, self.config.silence_s) if len(waiting) == 1 else _NAP_S)
+            channel.link.wait_readable(min(_SLEEP_S, self.config.silence_s) if len(waiting) == 1 else _NAP_S)
         except ToLError as error:
             self._eject(channel, str(error))
 

@@ -101,5 +101,7 @@ PyObject *look_up(PyObject *module, PyObject *const *args, Py_ssize_t num_args);
 PyObject *settle(PyObject *module, PyObject *const *args, Py_ssize_t num_args);
 PyObject *let_go(PyObject *module, PyObject *const *args, Py_ssize_t num_args);
 PyObject *match(PyObject *module, PyObject *const *args, Py_ssize_t num_args);
+PyObject *wait_readable(PyObject *module, PyObject *args);
+PyObject *receive(PyObject *module, PyObject *args);
 
 #endif

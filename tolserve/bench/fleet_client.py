@@ -1,0 +1,99 @@
+"""One of several clients of a bench, a process of its own: fetches rows, or as many bytes from a bare socket, when told.
+
+`python -m tolserve.bench.fleet_client` reads one JSON line that describes it and then one a turn:
+{"who": "node" or "socket", "num_rows": n, "seconds": s}; it answers each turn with {"us": [of each fetch]}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tolserve.bench.peers import REQUEST, fill
+from tolserve.memory.cached import CachedSource
+from tolserve.memory.client import ClientConfig, PartitionedClient
+from tolserve.memory.spec import RowSpec
+
+_CONNECT_S = 60.0
+_MAX_ROWS = 2048
+_CHECKED_ROWS = 64
+
+
+class FleetClient:
+    """Fetches by the row client without a cache, and by a bare socket where there is one; both wait asleep."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self._spec = RowSpec.uniform(**told["shape"])
+        client = PartitionedClient(self._spec, told["addresses"], ClientConfig(spin_us=0, first_node=told["index"]))
+        client.wait_connected(_CONNECT_S)
+        self._source = CachedSource(client, num_staging=2 * _MAX_ROWS)
+        self._draw = np.random.default_rng(told["index"])
+        self._bare: socket.socket | None = None
+        if told["socket"] is not None:
+            self._bare = socket.create_connection(told["socket"])
+            self._bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._buffer = memoryview(bytearray(_MAX_ROWS * self._spec.row_bytes))
+
+    def turn(self, *, who: str, num_rows: int, seconds: float) -> list[float]:
+        """Microseconds of each fetch, one after another for `seconds`."""
+        fetch: Callable[[int], None] = {"node": self._by_node, "socket": self._by_socket}[who]
+        times = []
+        end = time.perf_counter() + seconds
+        while (began := time.perf_counter()) < end:
+            fetch(num_rows)
+            times.append((time.perf_counter() - began) * 1e6)
+        return times
+
+    def check(self, num_physical: int) -> None:
+        """Ids that share a row of the node (`CyclicStore`) and those that do not bring what they should.
+
+        Raises:
+            RuntimeError: they do not.
+        """
+        ids = np.arange(_CHECKED_ROWS) * (self._spec.vocab_size // _CHECKED_ROWS)
+        again = (ids + num_physical) % self._spec.vocab_size
+        for band in self._spec.choose(None):
+            handles = [self._source.start(each) for each in (ids, again)]
+            one, other = (self._source.wait(handle, band).copy() for handle in handles)
+            for handle in handles:
+                self._source.release(handle)
+            same = ids % num_physical == again % num_physical
+            if not np.array_equal(one[same], other[same]) or len(np.unique(one, axis=0)) < 2:
+                raise RuntimeError(f"band {band} came with the rows of other tokens")
+
+    def _by_node(self, num_rows: int) -> None:
+        first = int(self._draw.integers(0, self._spec.vocab_size))
+        ids = (first + np.arange(num_rows, dtype=np.int64) * 977) % self._spec.vocab_size
+        handle = self._source.start(ids)
+        for band in self._spec.choose(None):
+            self._source.arrive(handle, band)
+        self._source.release(handle)
+
+    def _by_socket(self, num_rows: int) -> None:
+        assert self._bare is not None
+        num_bytes = num_rows * self._spec.row_bytes
+        self._bare.sendall(REQUEST.pack(num_bytes))
+        fill(self._bare, self._buffer[:num_bytes])
+
+
+def main() -> None:
+    """Take turns until standard input ends."""
+    told = json.loads(sys.stdin.readline())
+    if told["core"] is not None:
+        os.sched_setaffinity(0, {told["core"]})
+    client = FleetClient(told)
+    client.check(told["num_physical"])
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        print(json.dumps({"us": client.turn(**json.loads(line))}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
