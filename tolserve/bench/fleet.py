@@ -3,11 +3,13 @@
 Every client is a process of its own; all of them share one core, memory nodes and the bare socket's server another one,
 and everybody waits asleep.
 
-- `node_vs_socket_4_clients`: bytes/s that 4 clients get of one memory node together over what they get of a bare
-  socket's server with a thread a client; the lower of 64 rows of 12 KiB and 512 rows (6 MiB) a fetch.
+- `node_vs_socket_4_clients`: bytes/s that one memory node sends to 4 clients over what a bare socket's server with a
+  thread a client sends, the clients being the same load generator (see `fleet_client`). The bare
+  socket has as much memory as the node and sends one stretch of it after another; the lower of 64 rows of 12 KiB
+  and 512 rows (6 MiB) a fetch. `client_vs_socket` beside it is with the row client, whose work shares the clients' core.
 - `fleet`: 8 memory nodes of an eighth of the table each, 4 clients that stand for attention replicas, 64 rows a fetch.
 - `fairness`: what 3 light clients (8 rows a fetch) wait for beside one heavy client (1,024 rows, 12 MiB a fetch) over
-  what they wait for without it, of the node and of the bare socket.
+  what they wait for without it, by the row client, and of the bare socket.
 """
 
 from __future__ import annotations
@@ -76,14 +78,15 @@ def measure_fleet(cores: tuple[int | None, int | None], *, quick: bool) -> dict[
     )
     spec = RowSpec.uniform(**node["shape"])
     told = {"shape": node["shape"], "core": here, "socket": None, "num_physical": _MAX_BYTES // spec.row_bytes}
+    bare_description = {"kind": "socket", "core": there, "spin_us": 0, "max_bytes": _MAX_BYTES}
     seconds, rounds = (0.2, 2) if quick else (0.5, 7)
-    with peer(node) as address, peer({"kind": "socket", "core": there, "spin_us": 0}) as bare:
+    with peer(node) as address, peer(bare_description) as bare:
         with clients({**told, "addresses": [[address]], "socket": bare}) as four:
             against = {
                 name: _against_socket(four, num_rows, spec, seconds=seconds, rounds=rounds)
                 for name, num_rows in _SIZES.items()
             }
-            fairness = {who: _fairness(four, who, seconds=4 * seconds) for who in ("node", "socket")}
+            fairness = {who: _fairness(four, who, seconds=4 * seconds) for who in ("client", "socket")}
     fleet = _many_nodes(node, told, spec, seconds=2 * seconds)
     return {
         "node_vs_socket_4_clients": round(min(one["ratio"] for one in against.values()), 3),
@@ -95,14 +98,16 @@ def measure_fleet(cores: tuple[int | None, int | None], *, quick: bool) -> dict[
 
 def _against_socket(four: Clients, num_rows: int, spec: RowSpec, *, seconds: float, rounds: int) -> dict[str, Any]:
     """Both contestants in turns, in an order that turns; rows/s and GB/s are of all clients together."""
-    rows_per_s: dict[str, list[float]] = {"node": [], "socket": []}
+    rows_per_s: dict[str, list[float]] = {"node": [], "socket": [], "client": []}
     for turn in range(rounds + 1):
-        for who in ("node", "socket") if turn % 2 else ("socket", "node"):
+        for who in list(rows_per_s) if turn % 2 else reversed(rows_per_s):
             times = four.turn([{"who": who, "num_rows": num_rows, "seconds": seconds}] * NUM_CLIENTS)
             if turn:
                 rows_per_s[who].append(sum(num_rows * len(one) / (sum(one) * 1e-6) for one in times))
     found = {who: _rates(values, spec.row_bytes) for who, values in rows_per_s.items()}
-    return {**found, "ratio": round(found["node"]["rows_per_s"] / found["socket"]["rows_per_s"], 4)}
+    bare = found["socket"]["rows_per_s"]
+    ratios = {"ratio": found["node"]["rows_per_s"] / bare, "client_vs_socket": found["client"]["rows_per_s"] / bare}
+    return {**found, **{key: round(value, 4) for key, value in ratios.items()}}
 
 
 def _rates(values: list[float], row_bytes: int) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def _many_nodes(node: dict[str, Any], told: dict[str, Any], spec: RowSpec, *, se
             for index in range(NUM_NODES)
         ]
         four = stack.enter_context(clients({**told, "addresses": addresses, "num_physical": VOCAB_SIZE}))
-        task = {"who": "node", "num_rows": 64, "seconds": seconds}
+        task = {"who": "client", "num_rows": 64, "seconds": seconds}
         times = [four.turn([task] * NUM_CLIENTS) for _ in range(2)][1]
     rows_per_s = sum(64 * len(one) / (sum(one) * 1e-6) for one in times)
     return {

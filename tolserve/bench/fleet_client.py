@@ -1,7 +1,12 @@
 """One of several clients of a bench, a process of its own: fetches rows, or as many bytes from a bare socket, when told.
 
 `python -m tolserve.bench.fleet_client` reads one JSON line that describes it and then one a turn:
-{"who": "node" or "socket", "num_rows": n, "seconds": s}; it answers each turn with {"us": [of each fetch]}.
+{"who": one of below, "num_rows": n, "seconds": s}; it answers each turn with {"us": [of each fetch]}.
+
+- "client": by the row client, without a cache.
+- "node": requests to the memory node that were written before, answers into one buffer, only their heads looked at: what
+  a load generator does, so that the node is measured and not who asks.
+- "socket": the same of a bare socket, which sends as many bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +24,17 @@ import numpy as np
 from tolserve.bench.peers import REQUEST, fill
 from tolserve.memory.cached import CachedSource
 from tolserve.memory.client import ClientConfig, PartitionedClient
-from tolserve.memory.spec import RowSpec
+from tolserve.memory.spec import Ids, RowSpec
+from tolserve.transport.frames import RESPONSE, Status, mask_of, pack_rows, unpack_response
 
 _CONNECT_S = 60.0
 _MAX_ROWS = 2048
 _CHECKED_ROWS = 64
+_NUM_FRAMES = 64
 
 
 class FleetClient:
-    """Fetches by the row client without a cache, and by a bare socket where there is one; both wait asleep."""
+    """Fetches in one of the three ways; all of them wait asleep."""
 
     def __init__(self, told: dict[str, Any]) -> None:
         self._spec = RowSpec.uniform(**told["shape"])
@@ -35,15 +42,17 @@ class FleetClient:
         client.wait_connected(_CONNECT_S)
         self._source = CachedSource(client, num_staging=2 * _MAX_ROWS)
         self._draw = np.random.default_rng(told["index"])
-        self._bare: socket.socket | None = None
-        if told["socket"] is not None:
-            self._bare = socket.create_connection(told["socket"])
-            self._bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._buffer = memoryview(bytearray(_MAX_ROWS * self._spec.row_bytes))
+        self._frames: dict[int, list[bytes]] = {}
+        self._node = _connect(told["addresses"][0][0])
+        self._bare = None if told["socket"] is None else _connect(told["socket"])
+        self._buffer = memoryview(bytearray(RESPONSE.size + _MAX_ROWS * self._spec.row_bytes))
 
     def turn(self, *, who: str, num_rows: int, seconds: float) -> list[float]:
         """Microseconds of each fetch, one after another for `seconds`."""
-        fetch: Callable[[int], None] = {"node": self._by_node, "socket": self._by_socket}[who]
+        ways: dict[str, Callable[[int], None]] = {
+            "client": self._by_client, "node": self._by_node, "socket": self._by_socket,
+        }  # fmt: skip
+        fetch = ways[who]
         times = []
         end = time.perf_counter() + seconds
         while (began := time.perf_counter()) < end:
@@ -68,19 +77,42 @@ class FleetClient:
             if not np.array_equal(one[same], other[same]) or len(np.unique(one, axis=0)) < 2:
                 raise RuntimeError(f"band {band} came with the rows of other tokens")
 
-    def _by_node(self, num_rows: int) -> None:
-        first = int(self._draw.integers(0, self._spec.vocab_size))
-        ids = (first + np.arange(num_rows, dtype=np.int64) * 977) % self._spec.vocab_size
-        handle = self._source.start(ids)
-        for band in self._spec.choose(None):
+    def _ids(self, num_rows: int) -> Ids:
+        return self._draw.choice(self._spec.vocab_size, num_rows, replace=False).astype(np.int64)
+
+    def _by_client(self, num_rows: int) -> None:
+        handle = self._source.start(self._ids(num_rows))
+        for band in reversed(self._spec.choose(None)):
             self._source.arrive(handle, band)
         self._source.release(handle)
+
+    def _by_node(self, num_rows: int) -> None:
+        frames = self._frames.get(num_rows)
+        if frames is None:
+            mask = mask_of(self._spec.choose(None))
+            frames = self._frames[num_rows] = [
+                pack_rows(self._spec.identity, number, mask, self._ids(num_rows).astype(np.uint32))
+                for number in range(_NUM_FRAMES)
+            ]
+        frames.append(frames.pop(0))
+        num_bytes = num_rows * self._spec.row_bytes
+        self._node.sendall(frames[0])
+        fill(self._node, self._buffer[: RESPONSE.size + num_bytes])
+        header = unpack_response(self._buffer)
+        if (header.status, header.length) != (Status.OK, num_bytes):
+            raise RuntimeError(f"the node answered {header}")
 
     def _by_socket(self, num_rows: int) -> None:
         assert self._bare is not None
         num_bytes = num_rows * self._spec.row_bytes
         self._bare.sendall(REQUEST.pack(num_bytes))
         fill(self._bare, self._buffer[:num_bytes])
+
+
+def _connect(address: Sequence[Any]) -> socket.socket:
+    made = socket.create_connection(tuple(address))
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return made
 
 
 def main() -> None:

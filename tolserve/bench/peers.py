@@ -34,6 +34,7 @@ from tolserve.transport.server import RowServer, ServerConfig
 REQUEST = struct.Struct("<Q")
 """What the bare socket is sent: how many bytes it shall send."""
 _CONNECT_S = 60.0
+_BARE_BYTES = 16 << 20
 
 
 def own_cores() -> tuple[int | None, int | None]:
@@ -121,12 +122,13 @@ def fill(sock: socket.socket, buffer: memoryview) -> None:
             filled += count
 
 
-def serve_bytes(listener: socket.socket, spin_s: float) -> None:
+def serve_bytes(listener: socket.socket, spin_s: float, num_bytes: int = _BARE_BYTES) -> None:
     """The bare socket: reads a length, sends so many bytes from memory, until a client is gone.
 
-    For `spin_s` after a request it looks for the next without sleeping, then it waits. Every client has a thread.
+    For `spin_s` after a request it looks for the next without sleeping, then it waits. Every client has a thread. Of
+    more than the usual memory, `num_bytes`, each answer is from the place behind the one before.
     """
-    data = memoryview(np.random.default_rng(0).bytes(16 << 20))
+    data = memoryview(np.random.default_rng(0).bytes(num_bytes))
     while True:
         connection, _ = listener.accept()
         threading.Thread(target=_serve_one, args=(connection, data, spin_s), daemon=True).start()
@@ -134,7 +136,7 @@ def serve_bytes(listener: socket.socket, spin_s: float) -> None:
 
 def _serve_one(connection: socket.socket, data: memoryview, spin_s: float) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    until = 0.0
+    until, start = 0.0, 0
     while True:
         connection.setblocking(time.monotonic() >= until)
         try:
@@ -144,7 +146,11 @@ def _serve_one(connection: socket.socket, data: memoryview, spin_s: float) -> No
         if not request:
             return
         connection.setblocking(True)
-        connection.sendall(data[: REQUEST.unpack(request)[0]])
+        (length,) = REQUEST.unpack(request)
+        if start + length > len(data) or len(data) == _BARE_BYTES:
+            start = 0
+        connection.sendall(data[start : start + length])
+        start += length
         until = time.monotonic() + spin_s
 
 
@@ -155,7 +161,7 @@ def main() -> None:
         os.sched_setaffinity(0, {told["core"]})
     if told["kind"] == "socket":
         listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=serve_bytes, args=(listener, told["spin_us"] * 1e-6), daemon=True).start()
+        threading.Thread(target=serve_bytes, args=(listener, told["spin_us"] * 1e-6, told.get("max_bytes", _BARE_BYTES)), daemon=True).start()
         print(json.dumps(listener.getsockname()), flush=True)
         sys.stdin.read()
         return
