@@ -1,12 +1,12 @@
-"""Many at once, of `bench rows`: one memory node and 4 clients, 8 memory nodes and 4 clients, a heavy client among light.
+"""Many at once, of `bench rows`: one memory node or 8 and 4 clients, and a heavy client among light ones.
 
 Every client is a process of its own; all of them share one core, memory nodes and the bare socket's server another one,
 and everybody waits asleep.
 
 - `node_vs_socket_4_clients`: bytes/s that one memory node sends to 4 clients over what a bare socket's server with a
-  thread a client sends, the clients being the same load generator (see `fleet_client`). The bare
-  socket has as much memory as the node and sends one stretch of it after another; the lower of 64 rows of 12 KiB
-  and 512 rows (6 MiB) a fetch. `client_vs_socket` beside it is with the row client, whose work shares the clients' core.
+  thread a client sends, the clients being the same load generator (see `fleet_client`). The bare socket has as much
+  memory as the node and sends one stretch of it after another. The lower of 64 rows of 12 KiB and 512 rows (6 MiB) a
+  fetch; `client_vs_socket` beside it is with the row client, whose work shares the clients' core.
 - `fleet`: 8 memory nodes of an eighth of the table each, 4 clients that stand for attention replicas, 64 rows a fetch.
 - `fairness`: what 3 light clients (8 rows a fetch) wait for beside one heavy client (1,024 rows, 12 MiB a fetch) over
   what they wait for without it, by the row client, and of the bare socket.
@@ -15,6 +15,7 @@ and everybody waits asleep.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import subprocess
 import sys
@@ -73,20 +74,19 @@ def clients(told: dict[str, Any]) -> Iterator[Clients]:
 def measure_fleet(cores: tuple[int | None, int | None], *, quick: bool) -> dict[str, Any]:
     """All figures; cores of the clients and of what they talk to."""
     here, there = cores
-    node = node_description(
-        rank=512, dtype="int8", vocab_size=VOCAB_SIZE, core=there, spin_us=0, max_bytes=_MAX_BYTES
-    )
+    node = node_description(rank=512, dtype="int8", vocab_size=VOCAB_SIZE, core=there, spin_us=0, max_bytes=_MAX_BYTES)
     spec = RowSpec.uniform(**node["shape"])
     told = {"shape": node["shape"], "core": here, "socket": None, "num_physical": _MAX_BYTES // spec.row_bytes}
     bare_description = {"kind": "socket", "core": there, "spin_us": 0, "max_bytes": _MAX_BYTES}
     seconds, rounds = (0.2, 2) if quick else (0.5, 7)
-    with peer(node) as address, peer(bare_description) as bare:
-        with clients({**told, "addresses": [[address]], "socket": bare}) as four:
-            against = {
-                name: _against_socket(four, num_rows, spec, seconds=seconds, rounds=rounds)
-                for name, num_rows in _SIZES.items()
-            }
-            fairness = {who: _fairness(four, who, seconds=4 * seconds) for who in ("client", "socket")}
+    with ExitStack() as stack:
+        address, bare = stack.enter_context(peer(node)), stack.enter_context(peer(bare_description))
+        four = stack.enter_context(clients({**told, "addresses": [[address]], "socket": bare}))
+        against = {
+            name: _against_socket(four, num_rows, spec, seconds=seconds, rounds=rounds)
+            for name, num_rows in _SIZES.items()
+        }
+        fairness = {who: _fairness(four, who, seconds=4 * seconds) for who in ("client", "socket")}
     fleet = _many_nodes(node, told, spec, seconds=2 * seconds)
     return {
         "node_vs_socket_4_clients": round(min(one["ratio"] for one in against.values()), 3),
@@ -121,11 +121,13 @@ def _rates(values: list[float], row_bytes: int) -> dict[str, Any]:
 
 def _fairness(four: Clients, who: str, *, seconds: float) -> dict[str, Any]:
     light = {"who": who, "num_rows": _LIGHT, "seconds": seconds}
-    alone = sum(four.turn([light] * (NUM_CLIENTS - 1)), [])
+    alone = _all(four.turn([light] * (NUM_CLIENTS - 1)))
     heavy = {**light, "num_rows": _HEAVY}
     *beside, heavy_times = four.turn([light] * (NUM_CLIENTS - 1) + [heavy])
-    found = {"light_alone_us": _percentiles(alone), "light_beside_heavy_us": _percentiles(sum(beside, []))}
-    ratio = {key: round(value / found["light_alone_us"][key], 2) for key, value in found["light_beside_heavy_us"].items()}
+    found = {"light_alone_us": _percentiles(alone), "light_beside_heavy_us": _percentiles(_all(beside))}
+    ratio = {
+        key: round(value / found["light_alone_us"][key], 2) for key, value in found["light_beside_heavy_us"].items()
+    }
     return {**found, "ratio": ratio, "heavy_us": _percentiles(heavy_times)}
 
 
@@ -145,8 +147,12 @@ def _many_nodes(node: dict[str, Any], told: dict[str, Any], spec: RowSpec, *, se
         "rows_a_fetch": 64,
         "rows_per_s": round(rows_per_s),
         "gb_per_s": round(rows_per_s * spec.row_bytes / 1e9, 3),
-        "fetch_us": _percentiles(sum(times, [])),
+        "fetch_us": _percentiles(_all(times)),
     }
+
+
+def _all(times: list[list[float]]) -> list[float]:
+    return list(itertools.chain.from_iterable(times))
 
 
 def _percentiles(times: list[float]) -> dict[str, float]:

@@ -1,11 +1,11 @@
-"""One of several clients of a bench, a process of its own: fetches rows, or as many bytes from a bare socket, when told.
+"""One of several clients of a bench, a process of its own: fetches rows, or bytes from a bare socket, when told.
 
 `python -m tolserve.bench.fleet_client` reads one JSON line that describes it and then one a turn:
 {"who": one of below, "num_rows": n, "seconds": s}; it answers each turn with {"us": [of each fetch]}.
 
 - "client": by the row client, without a cache.
-- "node": requests to the memory node that were written before, answers into one buffer, only their heads looked at: what
-  a load generator does, so that the node is measured and not who asks.
+- "node": requests to the memory node that were written before, answers into one buffer, only their heads looked at:
+  what a load generator does, so that the node is measured and not who asks.
 - "socket": the same of a bare socket, which sends as many bytes.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tolserve.bench.peers import REQUEST, fill
+from tolserve.bench.peers import REQUEST
 from tolserve.memory.cached import CachedSource
 from tolserve.memory.client import ClientConfig, PartitionedClient
 from tolserve.memory.spec import Ids, RowSpec
@@ -97,7 +97,7 @@ class FleetClient:
         frames.append(frames.pop(0))
         num_bytes = num_rows * self._spec.row_bytes
         self._node.sendall(frames[0])
-        fill(self._node, self._buffer[: RESPONSE.size + num_bytes])
+        self._fill(self._node, RESPONSE.size + num_bytes)
         header = unpack_response(self._buffer)
         if (header.status, header.length) != (Status.OK, num_bytes):
             raise RuntimeError(f"the node answered {header}")
@@ -106,7 +106,16 @@ class FleetClient:
         assert self._bare is not None
         num_bytes = num_rows * self._spec.row_bytes
         self._bare.sendall(REQUEST.pack(num_bytes))
-        fill(self._bare, self._buffer[:num_bytes])
+        self._fill(self._bare, num_bytes)
+
+    def _fill(self, sock: socket.socket, num_bytes: int) -> None:
+        """In the system, so that the two servers are not waiting for Python."""
+        filled = 0
+        while filled < num_bytes:
+            count = sock.recv_into(self._buffer[filled:num_bytes], flags=socket.MSG_WAITALL)
+            if count == 0:
+                raise ConnectionError("the peer is gone")
+            filled += count
 
 
 def _connect(address: Sequence[Any]) -> socket.socket:

@@ -2,8 +2,8 @@
 
 A step with rows from the memory node and a step with all rows on the device take turns;
 overhead = (mean step time with the memory node - mean step time without) / (24 layers x pace). 24 layers in bands of 4
-(or of 2, where a point's name says so), V = 128,256. On the device: every token of the pinned bands, and all other bands of the most frequent tokens, together
-at most 25 % of the bytes of the table as stored.
+(or of 2, where a point's name says so), V = 128,256. On the device: every token of the pinned bands, and all other
+bands of the most frequent tokens, together at most 25 % of the bytes of the table as stored.
 """
 
 from __future__ import annotations

@@ -161,7 +161,9 @@ def main() -> None:
         os.sched_setaffinity(0, {told["core"]})
     if told["kind"] == "socket":
         listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=serve_bytes, args=(listener, told["spin_us"] * 1e-6, told.get("max_bytes", _BARE_BYTES)), daemon=True).start()
+        threading.Thread(
+            target=serve_bytes, args=(listener, told["spin_us"] * 1e-6, told.get("max_bytes", _BARE_BYTES)), daemon=True
+        ).start()
         print(json.dumps(listener.getsockname()), flush=True)
         sys.stdin.read()
         return

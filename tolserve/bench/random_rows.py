@@ -12,7 +12,7 @@ _REPEATED_ROWS = 1024
 
 
 def random_store(spec: RowSpec, partition: Partition | None = None) -> RamStore:
-    """Rows of a partition, of every token by default: small numbers of the bands' type; every 1,024 of them they repeat."""
+    """Rows of a partition, by default of every token: small numbers of the bands' type that repeat every 1,024 rows."""
     store = RamStore.empty(spec, partition or Partition())
     draw = np.random.default_rng(0)
     for band, rows in zip(spec.bands, store.bands, strict=True):

@@ -43,7 +43,7 @@ class StepRows:
     """Rows of one step: the requests for them, and for each token the place of its row in the source's pools."""
 
     requests: list[_Request]
-    row_index_N: IntArray
+    row_index_N: NDArray[np.integer[Any]]
     num_unique: int
 
 

@@ -13,7 +13,7 @@ from tolserve.memory.errors import StagingFullError
 from tolserve.memory.handles import CachedHandle, Stretch
 from tolserve.memory.policy import CachePolicy
 from tolserve.memory.source import RowFetcher
-from tolserve.memory.spec import Ids, Index, RowSpec
+from tolserve.memory.spec import Ids, RowSpec
 from tolserve.native.lookups import Lookups, RowMap, lookups
 
 DEFAULT_STAGING_ROWS = 8192
@@ -165,7 +165,7 @@ class CachedSource:
         return Stretch(start=start, ids=ids, rows=rows, bands=bands, fetch=fetch, shared=shared, num_bytes=num_bytes)
 
     def _place(self, rows: RowMap, token_ids: Ids, stretch: Stretch) -> None:
-        """Tell where the missing rows come to lie: in `rows`, or, if they are shared, in the map for this request too."""
+        """Tell where the missing rows come to lie: in `rows` or, if they are shared, in the map for all requests."""
         if not stretch.shared:
             missing = (rows < 0).nonzero()[0]
             rows[missing] = stretch.rows[np.searchsorted(stretch.ids, token_ids[missing])]

@@ -64,7 +64,9 @@ class RowService:
     def served(self) -> ServedCounters:
         """What was answered until now; any thread may ask."""
         served = self._served
-        requests, rows, num_bytes = (sum(each) for each in zip((0, 0, 0), *(one.counters() for one in self._lanes), strict=True))
+        requests, rows, num_bytes = (
+            sum(each) for each in zip((0, 0, 0), *(one.counters() for one in self._lanes), strict=True)
+        )
         return replace(
             served,
             num_requests=served.num_requests + requests,

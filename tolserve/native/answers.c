@@ -9,7 +9,7 @@
 #error "written for little-endian machines"
 #endif
 
-enum { MAX_VIEWS = 512, FIRST_BYTES = 64 << 10, PIECE_BYTES = 256 << 10, VERSION = 1, ROWS = 2 };
+enum { MAX_VIEWS = 512, FIRST_BYTES = 64 << 10, VERSION = 1, ROWS = 2 };
 
 static uint32_t read_u32(const uint8_t *at) {
     uint32_t value;
@@ -85,7 +85,6 @@ static void add_band(const table_t *table, const answer_t *answer, int band, uin
 }
 
 ssize_t send_some(const table_t *table, int fd, answer_t *answer, size_t budget) {
-    if (budget > PIECE_BYTES) budget = PIECE_BYTES;
     struct iovec views[MAX_VIEWS];
     int num_views = 0;
     size_t bytes = 0;

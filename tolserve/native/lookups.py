@@ -45,7 +45,7 @@ class Lookups(Protocol):
         """Slots that `settle` gave are read no longer."""
 
     def match(self, ids: Ids, index: Index, tokens: Ids) -> tuple[Index, int] | None:
-        """For each token the `index` of its place among distinct ascending `ids`, and how many different tokens they are.
+        """For each token the `index` of its place among distinct ascending `ids`, and how many tokens differ.
 
         None where one is not among the ids.
         """

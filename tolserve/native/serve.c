@@ -6,7 +6,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-enum { TURN_BYTES = 512 << 10, TURNS_A_LOOK = 8 };
+enum { TURN_BYTES = 1 << 20, TURNS_A_LOOK = 8 };
 
 enum { IDLE, MOVED, GIVE_BACK, GONE };
 

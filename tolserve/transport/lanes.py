@@ -51,7 +51,7 @@ class HasRowMemory(Protocol):
 
 
 def lanes_for(responder: object) -> Any | None:
-    """Lanes (`Lanes` of tolserve/native/lanes.c) over a responder's rows; None where there is no helper or no memory."""
+    """`Lanes` of tolserve/native/lanes.c over a responder's rows; None where there is no helper or no memory."""
     helper = compiled.load()
     memory = responder.row_memory() if isinstance(responder, HasRowMemory) and helper is not None else None
     if helper is None or memory is None:

@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from tolserve.transport.lanes import lanes_for
 from tolserve.transport.client_turns import Client
 from tolserve.transport.lanes import lanes_for
 from tolserve.transport.link import Address
