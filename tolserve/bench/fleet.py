@@ -78,7 +78,7 @@ def measure_fleet(cores: tuple[int | None, int | None], *, quick: bool) -> dict[
     spec = RowSpec.uniform(**node["shape"])
     told = {"shape": node["shape"], "core": here, "socket": None, "num_physical": _MAX_BYTES // spec.row_bytes}
     bare_description = {"kind": "socket", "core": there, "spin_us": 0, "max_bytes": _MAX_BYTES}
-    seconds, rounds = (0.2, 2) if quick else (0.5, 7)
+    seconds, rounds = (0.15, 2) if quick else (0.4, 5)
     with ExitStack() as stack:
         address, bare = stack.enter_context(peer(node)), stack.enter_context(peer(bare_description))
         four = stack.enter_context(clients({**told, "addresses": [[address]], "socket": bare}))
