@@ -17,7 +17,7 @@ demo: ## build, check and serve the shipped model's table on a cluster of this m
 
 venv: $(STAMP) ## .venv with everything that demo, tests and checks need
 
-$(STAMP): pyproject.toml constraints.txt $(wildcard infra/*/package-lock.json)
+$(STAMP): pyproject.toml constraints.txt $(wildcard tolserve/native/*.[ch] infra/*/package-lock.json)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is Python {sys.version.split()[0]}; 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -20,7 +20,7 @@ ALLOWED = {"tolbuild": PACKAGES[:1], "tolserve": PACKAGES[:2], "cluster": PACKAG
 CORE = (
     "tolbuild.bench", "tolbuild.build", "tolbuild.checkpoint", "tolbuild.compress", "tolbuild.config", "tolbuild.model",
     "tolbuild.plan", "tolbuild.rows", "tolbuild.table", "tolbuild.worker", "tolserve.bench.gpu", "tolserve.engine",
-    "tolserve.memory", "tolserve.transport",
+    "tolserve.memory", "tolserve.native", "tolserve.transport",
 )  # fmt: skip
 """What must import where only torch, numpy, pyarrow and safetensors are installed; folders with all that is in them."""
 

@@ -15,7 +15,7 @@ from tolserve.bench.page import SERVING, figures
 
 REPOSITORY = Path(__file__).parents[2]
 FIGURES = {
-    "rows": [key for key in SERVING if key.startswith(("tcp", "client", "paced"))],
+    "rows": [key for key in SERVING if key.startswith(("tcp", "client", "paced", "node"))],
     "engine": [key for key in SERVING if key.startswith(("engine", "gateway"))],
     "gpu": [],
 }

@@ -24,6 +24,7 @@ import numpy as np
 from tolserve.bench.random_rows import random_store
 from tolserve.memory.cached import CachedSource
 from tolserve.memory.client import PartitionedClient
+from tolserve.memory.partition import Partition
 from tolserve.memory.service import RowService
 from tolserve.memory.spec import RowSpec
 from tolserve.memory.store import CyclicStore, RowStore
@@ -35,6 +36,7 @@ from tolserve.transport.server import ServerConfig
 REQUEST = struct.Struct("<Q")
 """What the bare socket is sent: how many bytes it shall send."""
 _CONNECT_S = 60.0
+_BARE_BYTES = 16 << 20
 
 
 def own_cores() -> tuple[int | None, int | None]:
@@ -87,10 +89,23 @@ def remote_rows(spec: RowSpec, num_staging: int) -> Iterator[CachedSource]:
 
 
 def node_description(
-    *, rank: int, dtype: str, vocab_size: int, core: int | None, spin_us: int, max_bytes: int
+    *,
+    rank: int,
+    dtype: str,
+    vocab_size: int,
+    core: int | None,
+    spin_us: int,
+    max_bytes: int,
+    layers_per_band: int = 4,
 ) -> dict[str, Any]:
-    """A memory node of 24 layers in bands of 4, its rows in at most `max_bytes` of memory (see `CyclicStore`)."""
-    shape = {"num_layers": 24, "layers_per_band": 4, "rank": rank, "dtype": dtype, "vocab_size": vocab_size}
+    """A memory node of 24 layers in equal bands, its rows in at most `max_bytes` of memory (see `CyclicStore`)."""
+    shape = {
+        "num_layers": 24,
+        "layers_per_band": layers_per_band,
+        "rank": rank,
+        "dtype": dtype,
+        "vocab_size": vocab_size,
+    }
     return {"kind": "node", "shape": shape, "core": core, "spin_us": spin_us, "max_bytes": max_bytes}
 
 
@@ -109,15 +124,21 @@ def fill(sock: socket.socket, buffer: memoryview) -> None:
             filled += count
 
 
-def serve_bytes(listener: socket.socket, spin_s: float) -> None:
-    """The bare socket: reads a length, sends so many bytes from memory, until its client is gone.
+def serve_bytes(listener: socket.socket, spin_s: float, num_bytes: int = _BARE_BYTES) -> None:
+    """The bare socket: reads a length, sends so many bytes from memory, until a client is gone.
 
-    For `spin_s` after a request it looks for the next without sleeping, then it waits.
+    For `spin_s` after a request it looks for the next without sleeping, then it waits. Every client has a thread. Of
+    more than the usual memory, `num_bytes`, each answer is from the place behind the one before.
     """
-    data = memoryview(np.random.default_rng(0).bytes(16 << 20))
-    connection, _ = listener.accept()
+    data = memoryview(np.random.default_rng(0).bytes(num_bytes))
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=_serve_one, args=(connection, data, spin_s), daemon=True).start()
+
+
+def _serve_one(connection: socket.socket, data: memoryview, spin_s: float) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    until = 0.0
+    until, start = 0.0, 0
     while True:
         connection.setblocking(time.monotonic() >= until)
         try:
@@ -127,7 +148,11 @@ def serve_bytes(listener: socket.socket, spin_s: float) -> None:
         if not request:
             return
         connection.setblocking(True)
-        connection.sendall(data[: REQUEST.unpack(request)[0]])
+        (length,) = REQUEST.unpack(request)
+        if start + length > len(data) or len(data) == _BARE_BYTES:
+            start = 0
+        connection.sendall(data[start : start + length])
+        start += length
         until = time.monotonic() + spin_s
 
 
@@ -138,7 +163,9 @@ def main() -> None:
         os.sched_setaffinity(0, {told["core"]})
     if told["kind"] == "socket":
         listener = socket.create_server(("127.0.0.1", 0))
-        threading.Thread(target=serve_bytes, args=(listener, told["spin_us"] * 1e-6), daemon=True).start()
+        threading.Thread(
+            target=serve_bytes, args=(listener, told["spin_us"] * 1e-6, told.get("max_bytes", _BARE_BYTES)), daemon=True
+        ).start()
         print(json.dumps(listener.getsockname()), flush=True)
         sys.stdin.read()
         return
@@ -146,6 +173,9 @@ def main() -> None:
     store: RowStore
     if told["kind"] == "node":
         store = CyclicStore(spec, num_rows=told["max_bytes"] // spec.row_bytes, seed=0)
+    elif told["kind"] == "partition":
+        index, count = told["partition"]
+        store = random_store(spec, Partition(index=index, count=count))
     else:
         store = random_store(spec)
     config = ServerConfig(spin_us=told["spin_us"])

@@ -11,9 +11,9 @@ from tolserve.memory.store import RamStore
 _REPEATED_ROWS = 1024
 
 
-def random_store(spec: RowSpec) -> RamStore:
-    """Rows of every token, small numbers of the bands' type; every 1,024 tokens they repeat."""
-    store = RamStore.empty(spec, Partition())
+def random_store(spec: RowSpec, partition: Partition | None = None) -> RamStore:
+    """Rows of a partition, by default of every token: small numbers of the bands' type that repeat every 1,024 rows."""
+    store = RamStore.empty(spec, partition or Partition())
     draw = np.random.default_rng(0)
     for band, rows in zip(spec.bands, store.bands, strict=True):
         columns = sum(band.ranks)

@@ -1,12 +1,14 @@
 """`bench rows`: the row path against a bare socket, the client's own work, and fetching's price at GPU speed.
 
 - `tcp_vs_socket_96k`: latency of a whole fetch of one row of 96 KiB by the row client (look-up to row in the buffer)
-  over that of a bare TCP socket which sends as many bytes from memory; ratio of medians.
+  over that of a bare TCP socket which sends as many bytes from memory; ratio of medians. Both want all bytes: the
+  client waits for the last band first.
 - `tcp_vs_socket_12m`: throughput of fetching 128 such rows over the bare socket's; ratio of medians.
 - `client_overhead_us`: the engine's work for the rows of 64 tokens of 12 KiB that are all cached, with the policy that
   serving defaults to, median.
 - `paced_overhead`: see `tolserve.bench.paced_rows`.
 - `transports`: TCP beside Arrow Flight and Ray actor calls, see `tolserve.bench.transports`; printed as a table too.
+- `node_vs_socket_4_clients`, `fairness`, `fleet`: see `tolserve.bench.fleet`.
 
 The memory node has a core of its own; where it is said that it spins, it looks for requests without sleeping while
 traffic lasts. `tcp_vs_socket_*` are of the regime in which everybody waits asleep, as they do unless told otherwise;
@@ -24,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from tolserve.bench.fleet import measure_fleet
 from tolserve.bench.paced_rows import measure_paced
 from tolserve.bench.peers import REQUEST, fill, node_description, own_cores, peer
 from tolserve.bench.report import estimate
@@ -37,6 +40,7 @@ from tolserve.memory.s3fifo import S3FIFO
 from tolserve.memory.source import RowSource
 from tolserve.memory.spec import RowSpec
 from tolserve.memory.store import CyclicStore
+from tolserve.native import compiled
 
 SEED = 0
 VOCAB_SIZE = 128_256
@@ -47,7 +51,7 @@ TURN_FETCHES = 10
 
 
 def run(*, quick: bool) -> dict[str, Any]:
-    """All figures; the four that have bars stand at the top."""
+    """All figures; those that have bars stand at the top."""
     here, there = own_cores()
     before = os.sched_getaffinity(0)
     if here is not None:
@@ -61,6 +65,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         }
         client = measure_client(quick=quick)
         paced = measure_paced(there, quick=quick)
+        fleet = measure_fleet((here, there), quick=quick)
     finally:
         os.sched_setaffinity(0, before)
         gc.unfreeze()
@@ -71,11 +76,13 @@ def run(*, quick: bool) -> dict[str, Any]:
         "tcp_vs_socket_12m": round(sockets["waiting"]["12m"]["ratio"], 3),
         "client_overhead_us": round(client["s3fifo"]["median"], 1),
         "paced_overhead": paced["paced_overhead"],
+        **fleet,
         "sockets": sockets,
         "client": client,
         "paced": paced["paced"],
         "transports": transports,
         "cores": {"client": here, "memory node": there},
+        "compiled": compiled.load() is not None,
         "node": {"spin_us": SPIN_US, "memory_bytes": NODE_BYTES, "rows": "repeat within this memory"},
     }
 
@@ -118,7 +125,7 @@ def _against_socket(source: RowSource, bare: socket.socket, num_rows: int, round
         ids = draw.choice(VOCAB_SIZE, num_rows, replace=False).astype(np.int64)
         began = time.perf_counter()
         handle = source.start(ids)
-        for band in bands:
+        for band in reversed(bands):
             source.arrive(handle, band)
         elapsed_s = time.perf_counter() - began
         source.release(handle)

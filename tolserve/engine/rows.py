@@ -20,8 +20,8 @@ from tolbuild.table.coding import RowCoding
 from tolbuild.table.errors import ToLError
 from tolserve.engine.request import MemoryCharge
 from tolserve.memory.bill import MemoryBill
-from tolserve.memory.cached import distinct
 from tolserve.memory.source import CachingSource, RowSource
+from tolserve.native.lookups import lookups
 
 IntArray = NDArray[np.int64]
 
@@ -54,7 +54,7 @@ class StepRows:
     """Rows of one step: the requests for them, and for each token the place of its row in the source's pools."""
 
     requests: list[_Request]
-    row_index_N: IntArray
+    row_index_N: NDArray[np.integer[Any]]
     num_unique: int
     guess: _Guess | None = None
 
@@ -83,6 +83,8 @@ class RowFeed:
         self._bands = bands
         self._codings = {band.index: band.coding for band in source.spec.bands}
         self._ahead: dict[str, _Request] = {}
+        self._lookups = lookups()
+        self._pools: dict[int, Tensor] = {}
         self.totals = RowTotals()
 
     def layout(self, band: int) -> tuple[int, torch.dtype]:
@@ -106,7 +108,7 @@ class RowFeed:
         self._request_ahead(_GUESS, self._source.absent(self._not_ahead(token_ids)))
 
     def _not_ahead(self, token_ids: IntArray) -> IntArray:
-        ids = distinct(token_ids)
+        ids = self._lookups.distinct(token_ids)
         for other in self._ahead.values():
             ids = ids[~np.isin(ids, other.ids, assume_unique=True)]
         return ids
@@ -135,15 +137,11 @@ class RowFeed:
         if len(self._ahead) != 1:
             return None
         ((kind, request),) = self._ahead.items()
-        found_N = np.searchsorted(request.ids, token_ids_N)
-        if found_N.max() == len(request.ids) or not np.array_equal(request.ids[found_N], token_ids_N):
+        matched = self._lookups.match(request.ids, request.handle.index, token_ids_N)
+        if matched is None:
             return None
         del self._ahead[kind]
-        is_used = np.zeros(len(request.ids), np.bool_)
-        is_used[found_N] = True
-        return StepRows(
-            requests=[request], row_index_N=request.handle.index[found_N], num_unique=int(np.count_nonzero(is_used))
-        )
+        return StepRows(requests=[request], row_index_N=matched[0], num_unique=matched[1])
 
     def _begin_with_any(self, token_ids_N: IntArray) -> StepRows:
         unique, inverse_N = np.unique(token_ids_N, return_inverse=True)
@@ -166,7 +164,10 @@ class RowFeed:
         """The source's pool [rows, num_items] of a band once the step's rows are in it, in host or device memory."""
         for request in rows.requests:
             self._source.arrive(request.handle, band)
-        return codes_tensor(self._source.pool(band), self._codings[band])
+        pool = self._pools.get(band)
+        if pool is None:
+            pool = self._pools[band] = codes_tensor(self._source.pool(band), self._codings[band])
+        return pool
 
     def charge(self, rows: StepRows, num_tokens: int) -> MemoryCharge:
         """What a step's rows cost all its requests together; called once, before `release`."""

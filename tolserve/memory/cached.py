@@ -4,66 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tolserve.memory.arena import Arena, HostArena, StagingRows
-from tolserve.memory.bill import MemoryBill
 from tolserve.memory.errors import StagingFullError
+from tolserve.memory.handles import CachedHandle, Stretch
 from tolserve.memory.policy import CachePolicy
 from tolserve.memory.source import RowFetcher, Tally, TieredFetcher
-from tolserve.memory.spec import Ids, Index, RowSpec
+from tolserve.memory.spec import Ids, RowSpec
+from tolserve.native.lookups import Lookups, RowMap, lookups
 
 DEFAULT_STAGING_ROWS = 8192
-
-
-@dataclass(kw_only=True, eq=False, slots=True)
-class _Stretch:
-    """Staging rows of one fetch. It lives while handles read it; `users` counts them.
-
-    Attributes:
-        ids, rows: distinct token ids and where their rows come to lie.
-        shared: later requests may find its rows.
-    """
-
-    start: int
-    ids: Ids
-    rows: Ids
-    bands: tuple[int, ...]
-    fetch: Any
-    shared: bool
-    num_bytes: int
-    users: int = 1
-    arrived: set[int] = field(default_factory=set)
-
-
-@dataclass(kw_only=True, eq=False, slots=True)
-class CachedHandle:
-    """One request; see `tolserve.memory.source.Handle`."""
-
-    index: Index
-    stretches: list[_Stretch]
-    slots: Index | None
-    hits_by_tier: dict[str, int]
-    bytes_moved: int
-    began: float
-    fetch_s: float = 0.0
-    stall_s: float = 0.0
-    open: bool = True
-
-    @property
-    def bill(self) -> MemoryBill:
-        """What it cost so far; made when it is asked for, since a step that waits for rows has better things to do."""
-        return MemoryBill(
-            rows_needed=len(self.index),
-            rows_unique=len(np.unique(self.index)),
-            hits_by_tier=self.hits_by_tier,
-            bytes_moved=self.bytes_moved,
-            fetch_ms=self.fetch_s * 1e3,
-            stall_ms=self.stall_s * 1e3,
-        )
 
 
 class CachedSource:
@@ -107,11 +60,12 @@ class CachedSource:
         self._arena = arena or HostArena(spec, num_staging=num_staging, slots=arena_slots(self._bands, num_slots))
         self._staging = StagingRows(num_staging)
         self._row_of = np.full(spec.vocab_size, -1, np.int32)
+        self._lookups: Lookups = lookups()
         self._token_of = np.full(num_slots, -1, np.int64)
         self._readers = np.zeros(num_slots, np.int32)
         self._row_bytes = [band.row_bytes for band in spec.bands]
         self._num_filled = 0
-        self._arriving: list[_Stretch] = []
+        self._arriving: list[Stretch] = []
 
     @property
     def num_cached(self) -> int:
@@ -150,35 +104,22 @@ class CachedSource:
     def start(self, token_ids: Ids, *, bands: tuple[int, ...] | None = None) -> CachedHandle:
         """See `RowSource.start`. The request leaves before anything else is done."""
         began = time.perf_counter()
-        self.spec.check_ids(token_ids)
-        count = len(token_ids)
         whole = bands == self._bands
         wanted = self._bands if whole else self.spec.choose(bands)
         whole = whole or wanted == self._bands
         if whole or set(wanted) <= set(self._bands):
-            rows = self._row_of[token_ids]
-            missing = (rows < 0).nonzero()[0]
+            rows, missing, num_missing = self._look_up(token_ids)
         else:
-            rows = np.full(count, -1, np.int32)
-            missing = np.arange(count)
-        num_missing = len(missing)
-        if num_missing == 0:
-            handle = CachedHandle(index=rows, stretches=[], slots=None, hits_by_tier={}, bytes_moved=0, began=began)
-        else:
-            wanted_ids = token_ids if num_missing == count else token_ids[missing]
-            stretch = self._fetch(wanted_ids, wanted, shared=whole)
-            tally = self._tally(stretch, wanted_ids)
-            self._place(rows, missing, token_ids, stretch)
-            handle = CachedHandle(
-                index=rows,
-                stretches=[stretch],
-                slots=None,
-                hits_by_tier=tally.hits_by_tier,
-                bytes_moved=tally.num_bytes,
-                began=began,
-            )
-        if num_missing < count:
-            self._use(handle, rows, count - num_missing)
+            self.spec.check_ids(token_ids)
+            num_missing = len(token_ids)
+            rows, missing = np.full(num_missing, -1, np.int32), self._lookups.distinct(token_ids)
+        handle = CachedHandle(index=rows, stretches=[], slots=None, hits_by_tier={}, bytes_moved=0, began=began)
+        if num_missing:
+            stretch = self._fetch(missing, wanted, shared=whole)
+            handle.hits_by_tier, handle.bytes_moved = self._tally(stretch, token_ids, rows, num_missing)
+            self._place(rows, token_ids, stretch)
+            handle.stretches.append(stretch)
+        self._use(handle, token_ids, rows, len(token_ids) - num_missing)
         return handle
 
     def absent(self, token_ids: Ids) -> Ids:
@@ -206,7 +147,7 @@ class CachedSource:
             return
         handle.open = False
         if handle.slots is not None:
-            self._readers[handle.slots] -= 1
+            self._lookups.let_go(self._readers, handle.slots)
         for stretch in handle.stretches:
             stretch.users -= 1
             if stretch.users == 0:
@@ -216,9 +157,15 @@ class CachedSource:
         """Close the fetcher."""
         self._fetcher.close()
 
-    def _fetch(self, missing: Ids, bands: tuple[int, ...], *, shared: bool) -> _Stretch:
-        """Ask for ids that are not here (one may occur more than once) and stage them."""
-        ids = distinct(missing)
+    def _look_up(self, token_ids: Ids) -> tuple[RowMap, Ids, int]:
+        try:
+            return self._lookups.look_up(self._row_of, token_ids)
+        except (IndexError, TypeError):
+            self.spec.check_ids(token_ids)  # says which
+            raise
+
+    def _fetch(self, ids: Ids, bands: tuple[int, ...], *, shared: bool) -> Stretch:
+        """Ask for distinct ids that are not here and stage them."""
         count = len(ids)
         start = self._take(count)
         stop = start + count
@@ -230,21 +177,21 @@ class CachedSource:
         self._fetcher.receive(fetch, {band: self._arena.inbox(band, start, stop) for band in bands})
         rows = np.arange(start, stop) if fetch.order is None else fetch.order + start
         num_bytes = count * sum([self._row_bytes[band] for band in bands])
-        return _Stretch(start=start, ids=ids, rows=rows, bands=bands, fetch=fetch, shared=shared, num_bytes=num_bytes)
+        return Stretch(start=start, ids=ids, rows=rows, bands=bands, fetch=fetch, shared=shared, num_bytes=num_bytes)
 
-    def _tally(self, stretch: _Stretch, token_ids: Ids) -> Tally:
+    def _tally(self, stretch: Stretch, token_ids: Ids, rows: RowMap, num_missing: int) -> Tally:
         if self._tiered is None:
-            return Tally({self._fetcher.tier: len(token_ids)}, stretch.num_bytes)
-        return self._tiered.tally(stretch.fetch, token_ids)
+            return Tally({self._fetcher.tier: num_missing}, stretch.num_bytes)
+        return self._tiered.tally(stretch.fetch, token_ids[rows < 0])
 
-    def _place(self, rows: Index, missing: Ids, token_ids: Ids, stretch: _Stretch) -> None:
-        """Tell where the missing rows come to lie, in `rows` and, if they are shared, for later requests."""
+    def _place(self, rows: RowMap, token_ids: Ids, stretch: Stretch) -> None:
+        """Tell where the missing rows come to lie: in `rows` or, if they are shared, in the map for all requests."""
         if not stretch.shared:
+            missing = (rows < 0).nonzero()[0]
             rows[missing] = stretch.rows[np.searchsorted(stretch.ids, token_ids[missing])]
             return
         self._row_of[stretch.ids] = stretch.rows
         self._arriving.append(stretch)
-        rows[missing] = stretch.rows if len(stretch.ids) == len(missing) == 1 else self._row_of[token_ids[missing]]
 
     def _take(self, count: int) -> int:
         if count > self.num_staging:
@@ -256,12 +203,11 @@ class CachedSource:
             )
         return start
 
-    def _use(self, handle: CachedHandle, rows: Index, num_here: int) -> None:
+    def _use(self, handle: CachedHandle, token_ids: Ids, rows: RowMap, num_here: int) -> None:
         """Hold what was here when the request came: cache slots, and staging rows of earlier requests."""
-        slots = rows[rows >= self.num_staging] - self.num_staging
+        slots = self._lookups.settle(self._row_of, token_ids, rows, self._readers, self.num_staging)
         num_slots = len(slots)
         if num_slots:
-            self._readers[slots] += 1
             handle.slots = slots
             handle.hits_by_tier["cache"] = num_slots
             assert self._policy is not None
@@ -276,7 +222,7 @@ class CachedSource:
                 stretch.users += 1
                 handle.stretches.append(stretch)
 
-    def _receive(self, handle: CachedHandle, stretch: _Stretch, band: int) -> None:
+    def _receive(self, handle: CachedHandle, stretch: Stretch, band: int) -> None:
         began = time.perf_counter()
         if band not in stretch.bands:
             raise ValueError(f"band {band} was not asked for; this request has bands {stretch.bands}")
@@ -287,7 +233,7 @@ class CachedSource:
         handle.stall_s += now - began
         handle.fetch_s = now - handle.began
 
-    def _retire(self, stretch: _Stretch) -> None:
+    def _retire(self, stretch: Stretch) -> None:
         """The last reader has gone: rows that came in full may become slots, the staging rows are free."""
         if stretch.shared:
             self._arriving.remove(stretch)
@@ -298,7 +244,7 @@ class CachedSource:
         self._arena.reclaim(stretch.start, stretch.start + len(stretch.ids))
         self._staging.give_back(stretch.start, len(stretch.ids))
 
-    def _promote(self, stretch: _Stretch) -> None:
+    def _promote(self, stretch: Stretch) -> None:
         assert self._policy is not None
         fresh = np.arange(self._num_filled, min(self._num_filled + len(stretch.ids), self.num_slots))
         free = self._readers == 0
@@ -314,17 +260,6 @@ class CachedSource:
         self._row_of[ids] = slots + self.num_staging
         for band in self._bands:
             self._arena.move(band, rows, slots + self.num_staging)
-
-
-def distinct(ids: Ids) -> Ids:
-    """The ids without repetitions, ascending; the cheapest way there is for a few."""
-    if len(ids) < 2:
-        return ids
-    ordered = np.sort(ids)
-    first = np.empty(len(ids), np.bool_)
-    first[0] = True
-    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
-    return ordered[first]
 
 
 def arena_slots(bands: tuple[int, ...], num_slots: int) -> Mapping[int, int]:

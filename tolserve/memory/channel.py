@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 from tolserve.memory.errors import RowRequestError
 from tolserve.transport.errors import LinkError, ProtocolError, RefusedError
@@ -15,6 +16,7 @@ from tolserve.transport.frames import (
     Status,
     mask_of,
     pack_hello,
+    pack_response,
     pack_rows,
     unpack_response,
 )
@@ -48,6 +50,11 @@ class Flight:
     fault: RowRequestError | None = None
 
     @property
+    def num_bytes(self) -> int:
+        """Of all its regions."""
+        return sum(map(len, self.regions))
+
+    @property
     def complete(self) -> bool:
         """Whether nothing is missing."""
         return self.num_done == len(self.bands)
@@ -60,6 +67,7 @@ class Channel:
     Attributes:
         flights: requests on the way, the one being answered first.
         silent_since: when it was first found that nothing had come since the last bytes; None while they come.
+        fileno: what the system knows the link by, if it does: several links can then be waited for at once.
     """
 
     link: Link
@@ -67,9 +75,16 @@ class Channel:
     identity: bytes
     flights: deque[Flight] = field(default_factory=deque)
     silent_since: float | None = None
+    fileno: int | None = field(init=False)
+    _quick: Any = field(init=False)
     _head: bytearray = field(default_factory=lambda: bytearray(RESPONSE.size))
     _in_head: bool = True
     _filled: int = 0
+
+    def __post_init__(self) -> None:
+        fileno = getattr(self.link, "fileno", None)
+        self.fileno = None if fileno is None else fileno()
+        self._quick = self.link if getattr(self.link, "is_quick", False) else None
 
     def submit(self, flight: Flight, request_id: int) -> None:
         """Ask for what the flight has not received.
@@ -83,24 +98,44 @@ class Channel:
         flight.channel = self
         self.flights.append(flight)
 
-    def pump(self, flight: Flight, num_bands: int) -> bool:
+    def pump(self, flight: Flight, num_bands: int, *, spin_us: float = 0.0, timeout_s: float = 0.0) -> bool:
         """Receive what is there, until `flight` has `num_bands` bands; whether anything came.
+
+        Where the link can wait by itself it does, for more than is there: first without sleeping, then asleep.
 
         Raises:
             LinkError, ProtocolError, RefusedError: the connection is of no more use.
         """
         moved = False
+        began = time.monotonic()
         while flight.num_done < num_bands and self.flights:
-            count = self.link.recv_into(*self._targets())
+            if self._quick is None:
+                count = self.link.recv_into(*self._targets())
+            else:
+                count = self._receive(flight, num_bands, spin_us, timeout_s)
             if count == 0:
                 break
             moved = True
-            self._take(count)
+            if not self._take_whole(count):
+                self._take(count)
         if moved:
             self.silent_since = None
         elif self.silent_since is None:
-            self.silent_since = time.monotonic()
+            self.silent_since = began
         return moved
+
+    def _receive(self, flight: Flight, num_bands: int, spin_us: float, timeout_s: float) -> int:
+        """All that is needed of the flight that is being answered, in one call if it comes as expected."""
+        front = self.flights[0]
+        parts = self._targets()
+        if front.dropped:
+            return int(self._quick.recv_into(*parts))
+        last = num_bands if front is flight else len(front.bands)
+        needed = sum(map(len, parts[: len(parts) - len(front.bands) + last]))
+        head = b""
+        if self._in_head and not self._filled:
+            head = pack_response(Status.OK, front.request_id, sum(map(len, parts)) - RESPONSE.size)
+        return int(self._quick.receive_answer(parts, needed, head, spin_us=spin_us, timeout_s=timeout_s))
 
     def _targets(self) -> list[memoryview]:
         """Where the next bytes go: what is left of the head, and the regions of the flight that is being answered."""
@@ -112,6 +147,18 @@ class Channel:
         if flight.dropped:
             return [_sink[: len(region) - self._filled]]
         return [region[self._filled :], *others]
+
+    def _take_whole(self, count: int) -> bool:
+        """Whether these bytes are the usual answer, all that was asked for at once; then it is done with."""
+        flight = self.flights[0]
+        if not self._in_head or self._filled or flight.num_done or flight.dropped:
+            return False
+        length = count - RESPONSE.size
+        if length != flight.num_bytes or self._head != pack_response(Status.OK, flight.request_id, length):
+            return False
+        flight.num_done = len(flight.bands)
+        self.flights.popleft()
+        return True
 
     def _take(self, count: int) -> None:
         """The next `count` bytes have come to where `_targets` said."""

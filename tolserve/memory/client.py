@@ -18,10 +18,13 @@ from tolserve.memory.nodes import Addresses, Nodes
 from tolserve.memory.outages import Outages
 from tolserve.memory.service import DEFAULT_MAX_IDS
 from tolserve.memory.spec import Ids, RowSpec
+from tolserve.native import compiled
 from tolserve.transport.link import Transport
 from tolserve.transport.tcp import TcpTransport
 
 _NAP_S = 5e-4
+_LOOK_US, _SLEEP_S = 10_000.0, 0.05
+"""A look without sleeping, and a sleep, are at most so long; faults are looked for in between."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +111,9 @@ class PartitionedClient:
         )
         self._outages = Outages()
         self._request_ids = itertools.count(1)
+        self._helper = compiled.load()
+        spin_us = min(float(self.config.spin_us), _LOOK_US)
+        self._patience = {"spin_us": spin_us, "timeout_s": min(_SLEEP_S, self.config.silence_s)}
 
     @property
     def num_connected(self) -> int:
@@ -171,13 +177,16 @@ class PartitionedClient:
             RowRequestError: a node refuses the request for what it asks.
         """
         num_bands = fetch.bands.index(band) + 1
-        waiting = fetch.flights
+        waiting = [flight for flight in fetch.flights if flight.num_done < num_bands]
+        if not waiting:
+            return
         began = 0.0
         while True:
             moved = False
+            patient = len(waiting) == 1
             for flight in waiting:
                 if flight.num_done < num_bands:
-                    moved |= self._progress(flight, num_bands)
+                    moved |= self._progress(flight, num_bands, patient=patient)
             waiting = [flight for flight in waiting if flight.num_done < num_bands]
             if not waiting:
                 return
@@ -186,8 +195,11 @@ class PartitionedClient:
                 continue
             now = time.monotonic()
             began = began or now
-            if now - began > self.config.spin_us * 1e-6:
+            left_us = self.config.spin_us - (now - began) * 1e6
+            if left_us <= 0:
                 self._pause(fetch, waiting, now)
+            elif self._helper is not None:
+                self._wait(waiting, spin_us=min(left_us, _LOOK_US))
 
     def drop(self, fetch: RemoteFetch) -> None:
         """See `RowFetcher.drop`: what still comes is read and thrown away."""
@@ -213,15 +225,15 @@ class PartitionedClient:
             self.counters.num_requests += 1
             return True
 
-    def _progress(self, flight: Flight, num_bands: int) -> bool:
-        """Receive for a flight or find it a node; whether anything moved."""
+    def _progress(self, flight: Flight, num_bands: int, *, patient: bool) -> bool:
+        """Receive for a flight, waiting for it if told to be patient, or find it a node; whether anything moved."""
         if flight.fault is not None:
             raise flight.fault
         channel = flight.channel
         if channel is None:
             return self._assign(flight)
         try:
-            if channel.pump(flight, num_bands):
+            if channel.pump(flight, num_bands, **(self._patience if patient else {})):
                 self._outages.end(flight.partition)
                 return True
         except ToLError as error:
@@ -258,11 +270,23 @@ class PartitionedClient:
         if channel is None:
             time.sleep(_NAP_S)
             return
+        if self._wait(waiting, timeout_s=min(_SLEEP_S, self.config.silence_s)):
+            return
         # All of them are needed: whichever is waited for, nothing is lost, but the others have to flow as well.
         try:
-            channel.link.wait_readable(min(0.05, self.config.silence_s) if len(waiting) == 1 else _NAP_S)
+            channel.link.wait_readable(min(_SLEEP_S, self.config.silence_s) if len(waiting) == 1 else _NAP_S)
         except ToLError as error:
             self._eject(channel, str(error))
+
+    def _wait(self, waiting: list[Flight], *, spin_us: float = 0.0, timeout_s: float = 0.0) -> bool:
+        """Return when something has come for one of them, or not for so long; False where that cannot be told here."""
+        if self._helper is None:
+            return False
+        filenos = tuple([flight.channel.fileno for flight in waiting if flight.channel is not None])
+        if len(filenos) < len(waiting) or None in filenos:
+            return False
+        self._helper.wait_readable(filenos, spin_us, round(timeout_s * 1e3))
+        return True
 
     def _unavailable(self, partition: int, after_s: float) -> NodesUnavailableError:
         return NodesUnavailableError(

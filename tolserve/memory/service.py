@@ -6,15 +6,16 @@ Long rows that are in memory are sent from where they lie, others are gathered i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tolserve.memory.spec import Ids, Rows
-from tolserve.memory.store import RowStore
+from tolserve.memory.store import CyclicStore, RamStore, RowStore
 from tolserve.transport.errors import RefusedError
 from tolserve.transport.frames import Hello, Ids32, RequestHeader, Status, bands_of
+from tolserve.transport.lanes import Lanes, RowMemory
 from tolserve.transport.session import Answer, Later
 
 DEFAULT_MAX_IDS = 16384
@@ -45,18 +46,76 @@ class ServedCounters:
     refused: dict[str, int] = field(default_factory=dict)
 
 
-class RowService:
-    """A `Responder` over a store; used by one thread. Every answer on its way has one of a few reused buffers."""
+class Served:
+    """Counts of one responder, or of several together, with what lanes answer in their stead.
 
-    def __init__(self, store: RowStore, *, max_ids: int = DEFAULT_MAX_IDS) -> None:
+    Attributes:
+        own: answered by Python.
+        lanes: theirs are added.
+    """
+
+    def __init__(self) -> None:
+        self.own = ServedCounters()
+        self.lanes: list[Lanes] = []
+
+    def total(self) -> ServedCounters:
+        """What was answered until now; any thread may ask."""
+        own = self.own
+        requests, rows, num_bytes = (
+            sum(each) for each in zip((0, 0, 0), *(lanes.counters() for lanes in self.lanes), strict=True)
+        )
+        return replace(
+            own,
+            num_requests=own.num_requests + requests,
+            num_rows=own.num_rows + rows,
+            num_bytes=own.num_bytes + num_bytes,
+        )
+
+
+class RowService:
+    """A `Responder` over a store; used by one thread. Every answer on its way has one of a few reused buffers.
+
+    Args:
+        counts: where answers are counted; a service by itself has its own.
+    """
+
+    def __init__(self, store: RowStore, *, max_ids: int = DEFAULT_MAX_IDS, counts: Served | None = None) -> None:
         self.max_ids = max_ids
-        self.served = ServedCounters()
+        self._counts = counts or Served()
         self._store = store
         self._spec = store.spec
         self._num_bands = len(store.spec.bands)
         self._row_bytes = [band.row_bytes for band in store.spec.bands]
         self._buffer_bytes = max(_PIECE_BYTES, max(band.row_bytes for band in self._spec.bands))
         self._free: list[Rows] = []
+
+    @property
+    def served(self) -> ServedCounters:
+        """What was answered until now; any thread may ask."""
+        return self._counts.total()
+
+    def share(self, lanes: Lanes) -> bool:
+        """See `Sharing.share`."""
+        memory = self.row_memory()
+        if memory is None:
+            return False
+        lanes.hold(**vars(memory))
+        if lanes not in self._counts.lanes:
+            self._counts.lanes.append(lanes)
+        return True
+
+    def row_memory(self) -> RowMemory | None:
+        """The rows where they are in memory. Subclasses, here and of the store, may do more than give bytes from it."""
+        store = self._store
+        if type(self) is not RowService or not (type(store) is RamStore or type(store) is CyclicStore):
+            return None
+        return RowMemory(
+            identity=self._spec.identity,
+            vocab_size=self._spec.vocab_size,
+            partition=(store.partition.index, store.partition.count),
+            bands=store.bands,
+            num_cyclic=store.num_cyclic,
+        )
 
     def hello(self, identity: bytes) -> Hello:
         """See `Responder.hello`."""
@@ -93,14 +152,16 @@ class RowService:
         return Answer(length, self._direct(views), lasting=True)
 
     def _count(self, num_rows: int, num_bytes: int) -> None:
-        self.served.num_requests += 1
-        self.served.num_rows += num_rows
-        self.served.num_bytes += num_bytes
+        own = self._counts.own
+        own.num_requests += 1
+        own.num_rows += num_rows
+        own.num_bytes += num_bytes
 
     def refused(self, status: Status) -> None:
         """See `Responder.refused`."""
         name = status.name.lower()
-        self.served.refused[name] = self.served.refused.get(name, 0) + 1
+        refused = self._counts.own.refused
+        refused[name] = refused.get(name, 0) + 1
 
     def _views(self, places: NDArray[np.int64], bands: tuple[int, ...]) -> list[list[memoryview]] | None:
         """Rows where they lie, by band; None where they are to be gathered."""

@@ -43,6 +43,8 @@ class RamStore:
     `bands[i]` is uint8 [blocks * 64, row_bytes]; rows of the last block behind the vocabulary's end are never read.
     """
 
+    num_cyclic = 0
+
     def __init__(self, spec: RowSpec, partition: Partition, bands: list[Rows]) -> None:
         self.spec = spec
         self.partition = partition
@@ -90,26 +92,26 @@ class CyclicStore:
     def __init__(self, spec: RowSpec, *, num_rows: int, seed: int) -> None:
         self.spec = spec
         self.partition = Partition()
-        self._num_rows = min(num_rows, spec.vocab_size)
+        self.num_cyclic = min(num_rows, spec.vocab_size)
         rng = np.random.default_rng(seed)
-        self._bands = [empty_rows(self._num_rows, band.row_bytes, huge_pages=True) for band in spec.bands]
-        for band in self._bands:
-            for first in range(0, self._num_rows, 1024):
+        self.bands = [empty_rows(self.num_cyclic, band.row_bytes, huge_pages=True) for band in spec.bands]
+        for band in self.bands:
+            for first in range(0, self.num_cyclic, 1024):
                 part = band[first : first + 1024]
                 part[:] = np.frombuffer(rng.bytes(part.size), np.uint8).reshape(part.shape)
-        self._flat = [flat(band) for band in self._bands]
+        self._flat = [flat(band) for band in self.bands]
 
     def locate(self, ids: Ids) -> NDArray[np.int64]:
         """See `RowStore.locate`."""
-        return ids % self._num_rows
+        return ids % self.num_cyclic
 
     def gather(self, places: NDArray[np.int64], band: int, out: Rows) -> None:
         """See `RowStore.gather`."""
-        self._bands[band].take(places, axis=0, out=out, mode="clip")
+        self.bands[band].take(places, axis=0, out=out, mode="clip")
 
     def views(self, places: NDArray[np.int64], band: int) -> list[memoryview] | None:
         """See `RowStore.views`."""
-        return views_of(self._flat[band], self._bands[band].shape[1], places)
+        return views_of(self._flat[band], self.bands[band].shape[1], places)
 
     def close(self) -> None:
         """The memory goes with the object."""

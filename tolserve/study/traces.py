@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tolserve.memory.cached import distinct
 from tolserve.memory.spec import Ids
+from tolserve.native.lookups import NumpyLookups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ def trace(tokens: Ids, vocab_size: int, workload: Workload, *, seed: int) -> Tra
     while server.busy:
         places = server.step()
         num_tokens += len(places)
-        steps.append(distinct(tokens[places]))
+        steps.append(NumpyLookups().distinct(tokens[places]))
     return Trace(steps=steps, vocab_size=vocab_size, num_tokens=num_tokens)
 
 

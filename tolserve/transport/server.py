@@ -8,18 +8,17 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tolserve.transport.client_turns import Client, Door, open_door
+from tolserve.transport.lanes import lanes_for
 from tolserve.transport.link import Address
-from tolserve.transport.session import Responder, Session
+from tolserve.transport.session import Responder
 from tolserve.transport.tcp import tune
 
 _log = logging.getLogger(__name__)
 
-_TURN_BYTES = 2 << 20
-"""Sent to one client before the others have their turn."""
 _TICK_S = 0.5
 _TURNS_A_LOOK = 8
 """While some clients are looked at directly, the others are every so many turns."""
@@ -54,77 +53,6 @@ class ServerConfig:
             )
 
 
-class _Client:
-    """One connection: what is to be sent, and when it last moved."""
-
-    def __init__(self, sock: socket.socket, session: Session) -> None:
-        self.sock = sock
-        self.session = session
-        self.pending: list[bytes | memoryview] = []
-        self.events = selectors.EVENT_READ
-        self.lingering = False
-        self.moved_at = time.monotonic()
-
-    def turn(self) -> bool:
-        """Receive, answer and send as far as it goes without waiting, and not much at once; whether anything moved.
-
-        Raises:
-            OSError: the connection is over.
-        """
-        budget = _TURN_BYTES
-        while budget > 0:
-            if not self.pending:
-                self.pending = self.session.piece()
-            if self.session.waiting and not self.pending:
-                self.events = 0  # what the client sends meanwhile stays in the system's buffers
-                break
-            moved = self._send() if self.pending else self._receive()
-            if moved == 0:
-                break
-            budget -= moved
-        if budget <= 0:
-            self.events = selectors.EVENT_WRITE  # more may be left: be called again as soon as there is room
-        return budget < _TURN_BYTES
-
-    def _send(self) -> int:
-        try:
-            sent = self.sock.sendmsg(self.pending)
-        except BlockingIOError:
-            self.events = selectors.EVENT_WRITE
-            return 0
-        left = sent
-        while self.pending and left >= len(self.pending[0]):
-            left -= len(self.pending.pop(0))
-        if left:
-            self.pending[0] = memoryview(self.pending[0])[left:]
-        self.events = selectors.EVENT_READ
-        return sent
-
-    def _receive(self) -> int:
-        if self.session.closing and not self.lingering:
-            self.lingering = True
-            self.sock.shutdown(socket.SHUT_WR)
-        try:
-            count = len(self.sock.recv(65536)) if self.lingering else self.sock.recv_into(self.session.inbox())
-        except BlockingIOError:
-            self.events = selectors.EVENT_READ
-            return 0
-        if count == 0:
-            raise ConnectionResetError("closed by the client")
-        if not self.lingering:
-            self.session.received(count)
-        return count
-
-
-Wake = Callable[[], None]
-Door = Callable[[socket.socket, Responder, Wake], tuple[Any, Session]]
-
-
-def open_door(sock: socket.socket, responder: Responder, wake: Wake) -> tuple[Any, Session]:
-    """Anybody may ask."""
-    return sock, Session(responder, wake)
-
-
 class RowServer:
     """Serves `responder` until `stop`. `start` runs it in a thread of its own, `run` in the caller's.
 
@@ -152,7 +80,10 @@ class RowServer:
         self._listening = False
         self._listen(True)
         self._selector.register(self._wake_end, selectors.EVENT_READ)
-        self._clients: dict[int, _Client] = {}
+        self._clients: dict[int, Client] = {}
+        self._lanes = lanes_for(responder)
+        if self._lanes is not None:
+            self._lanes.watch(self._selector.fileno())
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._closed = False
@@ -202,15 +133,54 @@ class RowServer:
     def run(self) -> None:
         """Serve until `stop`."""
         try:
-            self._serve()
+            if self._lanes is None:
+                self._serve()
+            else:
+                self._serve_beside(self._lanes)
         finally:
             self._close()
+
+    def _serve_beside(self, lanes: Any) -> None:
+        """The compiled helper serves all clients but those that need Python."""
+        next_check = 0.0
+        while not self._stopping:
+            for fileno, is_gone in lanes.run(self.config.spin_us, int(1e3 * _TICK_S)):
+                client = self._clients[fileno]
+                self._take_back(client, lanes)
+                if is_gone:
+                    self._drop(client)
+                elif self._turn(client):
+                    self._lend(client, lanes)
+            for client in self._look(0.0):
+                if self._turn(client):
+                    self._lend(client, lanes)
+            now = time.monotonic()
+            if now >= next_check:
+                for fileno in lanes.stuck(self.config.stuck_s):
+                    self._drop(self._clients[fileno])
+                self._drop_stuck(now)
+                self._listen(True)
+                next_check = now + _TICK_S
+
+    def _lend(self, client: Client, lanes: Any) -> None:
+        """Leave a client to the helper, if that has its rows and nothing that Python has begun with it is left."""
+        lent = client.lend()
+        if lent is not None and lanes.holds(client.session.answered_for):
+            self._selector.unregister(client.sock)
+            lanes.add(client.sock.fileno(), *lent)
+            client.in_lane = True
+
+    def _take_back(self, client: Client, lanes: Any) -> None:
+        client.session.take_back(lanes.remove(client.sock.fileno()))
+        client.in_lane = False
+        client.events = selectors.EVENT_READ
+        self._selector.register(client.sock, client.events, client)
 
     def _serve(self) -> None:
         """Clients that moved of late are looked at directly, all others through the selector."""
         spin_s = self.config.spin_us * 1e-6
         active_at = next_check = 0.0
-        hot: list[_Client] = []
+        hot: list[Client] = []
         turns = 0
         while not self._stopping:
             now = time.monotonic()
@@ -232,11 +202,11 @@ class RowServer:
                 self._listen(True)
                 next_check = now + _TICK_S
 
-    def _look(self, wait_s: float) -> list[_Client]:
+    def _look(self, wait_s: float) -> list[Client]:
         """Clients that the selector has something for; new ones are let in on the way."""
         found = []
         for key, _ in self._selector.select(wait_s):
-            if isinstance(key.data, _Client):
+            if isinstance(key.data, Client):
                 found.append(key.data)
             elif key.fileobj is self._listener:
                 self._accept()
@@ -263,7 +233,7 @@ class RowServer:
         with contextlib.suppress(OSError):
             tune(sock)
         try:
-            client = _Client(*self._door(sock, self._responder, self.wake))
+            client = Client(*self._door(sock, self._responder, self.wake))
         except OSError:  # it went again before it was let in
             sock.close()
             return
@@ -277,7 +247,7 @@ class RowServer:
             self._selector.unregister(self._listener)
         self._listening = listening
 
-    def _turn(self, client: _Client) -> bool:
+    def _turn(self, client: Client) -> bool:
         events = client.events
         try:
             moved = client.turn()
@@ -294,7 +264,7 @@ class RowServer:
             self._watch(client, before=events)
         return moved
 
-    def _watch(self, client: _Client, *, before: int) -> None:
+    def _watch(self, client: Client, *, before: int) -> None:
         if not client.events:
             self._selector.unregister(client.sock)
         elif not before:
@@ -302,7 +272,9 @@ class RowServer:
         else:
             self._selector.modify(client.sock, client.events, client)
 
-    def _drop(self, client: _Client) -> None:
+    def _drop(self, client: Client) -> None:
+        if client.in_lane:
+            self._take_back(client, self._lanes)
         self._clients.pop(client.sock.fileno(), None)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(client.sock)
@@ -320,6 +292,8 @@ class RowServer:
         self._closed = True
         for client in list(self._clients.values()):
             self._drop(client)
+        if self._lanes is not None:
+            self._lanes.close()
         self._selector.close()
         for sock in (self._listener, self._wake, self._wake_end):
             sock.close()

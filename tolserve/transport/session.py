@@ -81,6 +81,7 @@ class Session:
     Attributes:
         admitted: whether whoever is at the other end may ask.
         lasting: whether the buffers of the last piece stay as they are (`Answer.lasting`).
+        answered_for: identity of the table version whose rows were asked for last and not refused; None at first.
     """
 
     def __init__(self, responder: Responder, wake: Callable[[], None] | None = None) -> None:
@@ -96,6 +97,7 @@ class Session:
         self.closing = False
         self.admitted = True
         self.lasting = False
+        self.answered_for: bytes | None = None
 
     @property
     def waiting(self) -> bool:
@@ -106,6 +108,21 @@ class Session:
         """For whoever serves one client a thread: return when `waiting` may have changed, at the latest then."""
         if self._future is not None:
             wait([self._future], timeout_s)
+
+    def lend(self) -> tuple[bytearray, int] | None:
+        """The buffer and how many bytes of it are received; None where this is for nobody else to go on with.
+
+        That is before a first answer with rows, and while one is due. Whoever borrows the buffer leaves a whole number
+        of requests out and tells by `take_back` what is there then.
+        """
+        is_busy = self._head is not None or self._pieces is not None or self._later is not None or self.waiting
+        if self.answered_for is None or is_busy or self.closing or not self.admitted:
+            return None
+        return self._buffer, self._filled
+
+    def take_back(self, filled: int) -> None:
+        """The first `filled` bytes of the buffer are received and not answered."""
+        self._filled = filled
 
     def inbox(self) -> memoryview:
         """Where to receive into; never empty while no answer is pending."""
@@ -176,6 +193,7 @@ class Session:
             return
         ids = np.frombuffer(self._buffer, np.uint32, header.num_ids, REQUEST.size)
         answer = self._responder.rows(header, ids)
+        self.answered_for = header.identity
         if isinstance(answer, Later):
             self._later = header.request_id, answer
             self._wait_for(answer.done)
