@@ -32,10 +32,10 @@ FAULTS: dict[int, Exception] = {
 }
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "the condition did not come about within 10 s"
+        assert time.monotonic() < deadline, "the condition did not come about in time"
         time.sleep(0.005)
 
 

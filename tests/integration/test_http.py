@@ -234,7 +234,7 @@ def test_a_client_that_does_not_read_gives_its_place_back() -> None:
             peer.connect(service.server.address)
             head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(data)}\r\n\r\n"
             peer.sendall(head.encode() + data)
-            wait_for(lambda: 'status="499"' in service.raw("GET", "/metrics")[1])
+            wait_for(lambda: 'status="499"' in service.raw("GET", "/metrics")[1], 60.0)
             assert service.post(n=8)[0] == 200
 
 

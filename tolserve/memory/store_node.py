@@ -20,7 +20,7 @@ from tolserve.memory.partition import Partition
 from tolserve.memory.policy import LRU
 from tolserve.memory.ram_rows import MakePolicy, RamRows
 from tolserve.memory.row_reads import RowReads
-from tolserve.memory.service import DEFAULT_MAX_IDS, RowService
+from tolserve.memory.service import DEFAULT_MAX_IDS, RowService, Served
 from tolserve.memory.spec import Ids, Rows
 from tolserve.memory.store import flat
 from tolserve.transport.session import Answer, Later
@@ -171,8 +171,8 @@ class StoreBackedRows:
 class StoreService(RowService):
     """Answers from a `StoreBackedRows`: at once what is cached, later what is not."""
 
-    def __init__(self, store: StoreBackedRows, *, max_ids: int = DEFAULT_MAX_IDS) -> None:
-        super().__init__(store, max_ids=max_ids)
+    def __init__(self, store: StoreBackedRows, *, max_ids: int = DEFAULT_MAX_IDS, counts: Served | None = None) -> None:
+        super().__init__(store, max_ids=max_ids, counts=counts)
         self._rows = store
 
     def _answer(self, ids: Ids, bands: tuple[int, ...], length: int) -> Answer | Later:

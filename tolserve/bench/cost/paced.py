@@ -16,7 +16,7 @@ from tolserve.bench.cost.sources import as_asked, cached_source, device_bytes, h
 from tolserve.bench.paced import PacedEngine, StepTime
 from tolserve.bench.paced_rows import DeviceSlots
 from tolserve.bench.streams import TokenStream
-from tolserve.memory.cached import CachedSource, distinct
+from tolserve.memory.cached import CachedSource
 
 DENSE_FACTOR = 21.50 / 14.42
 """Time of a dense layer over that of a layer with looked-up rows: the paper's decode on an A100."""
@@ -48,7 +48,7 @@ def measure(
         "tokens_per_s": rounded(rate),
         "goodput_tokens_per_s": rounded(rate * float(np.mean(np.array(own) <= slo.slack * ideal_s))),
         "rows_a_step": point.batch,
-        "unique_rows_a_step": rounded(np.mean([len(distinct(row)) for row in tokens[: len(own)]])),
+        "unique_rows_a_step": rounded(np.mean([len(np.unique(row)) for row in tokens[: len(own)]])),
         "bytes_a_token": rounded(np.mean([step.bytes_moved for step in steps["rows"]]) / point.batch),
         **alone,
         "stall_us": rounded((mean_s - local_s) * 1e6),
@@ -106,7 +106,7 @@ def _fetch_alone(asked: Asked, source: CachedSource, tokens: NDArray[np.int64]) 
     hits: dict[str, float] = {}
     is_equal, num_compared = True, 0
     for row in tokens:
-        ids = distinct(np.ascontiguousarray(row))
+        ids = np.unique(np.ascontiguousarray(row))
         began = time.perf_counter()
         handle = source.start(ids, bands=bands)
         for band in bands:

@@ -18,7 +18,6 @@ from tolserve.bench.cost.sources import bare_source, device_bytes
 from tolserve.bench.streams import TokenStream
 from tolserve.engine.engine import Engine
 from tolserve.engine.request import SamplingParams
-from tolserve.memory.cached import distinct
 
 NUM_TOKENS = 16
 """Tokens that each request is answered with."""
@@ -163,7 +162,7 @@ def _fetch_alone(asked: Asked, stream: TokenStream) -> dict[str, float] | None:
     took_s = []
     with bare_source(asked) as source:
         for row in stream.batches(asked.point.batch, _ALONE):
-            ids = distinct(np.ascontiguousarray(row))
+            ids = np.unique(np.ascontiguousarray(row))
             began = time.perf_counter()
             handle = source.start(ids)
             for band in source.spec.choose(None):
