@@ -122,8 +122,8 @@ class RowServer:
     def request_stop(self) -> None:
         """Let `run` return soon; may be called by a signal handler."""
         if not self._stopping:
+            self._stopping = True  # first: `run` is woken once, and looks for it then
             self.wake()
-            self._stopping = True  # last: once it is set `run` closes what wakes it
 
     def wake(self) -> None:
         """An answer that was waited for may be there; any thread may call this."""
