@@ -85,7 +85,7 @@ def serve(running: Session) -> None:
     print(ready)
     running.run("python", "-m", "cluster.ask", "--url", ready.split()[1], PROMPT)
 
-    _title(6, "what the network costs: rows here, on the memory nodes, and with a cache")
+    _title(6, "what the network costs: rows here, on the memory nodes, by other transports, in the store")
     running.run("python", "-m", "cluster.prices", "--checkpoint", CHECKPOINT, "--table", TABLE, *nodes)
 
 

@@ -116,6 +116,10 @@ def _deployment(kind: type[Any], actor: dict[str, Any] | None = None, **options:
 
 
 def _actor(num_cpus: float, **more: Any) -> dict[str, Any]:
-    carried = {name: value for name, value in os.environ.items() if name.startswith(_CARRIED)}
-    environment = {"runtime_env": {"env_vars": carried}} if carried else {}
+    environment = {"runtime_env": {"env_vars": carried()}} if carried() else {}
     return {"num_cpus": num_cpus, **environment, **more}
+
+
+def carried() -> dict[str, str]:
+    """Variables of this process's environment that its nodes must have as well, on whichever host they are."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_CARRIED)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,16 +106,26 @@ class RowActor(RowCalls):
 class RayMemoryNode:
     """A `RowActor` of its own on this machine, which ends with the process that made it.
 
+    Args:
+        environment: variables that the actor needs beside those of its maker.
+
     Raises:
         RayError: the actor could not be made; the cause is the fault of its table.
     """
 
-    def __init__(self, config: NodeConfig, versions: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        versions: Sequence[int] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         name = f"rows-{config.partition.index}-{uuid.uuid4().hex[:8]}"
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         decorate: Any = ray.remote
         actor = decorate(num_cpus=0, concurrency_groups={"control": 1})(RowActor)
-        self._actor = actor.options(name=name, namespace=NAMESPACE, scheduling_strategy=here).remote(config, versions)
+        more = {"runtime_env": {"env_vars": dict(environment)}} if environment else {}
+        made = actor.options(name=name, namespace=NAMESPACE, scheduling_strategy=here, **more)
+        self._actor = made.remote(config, versions)
         self.address: Address = (name, 0)
         self.identity: bytes
         self.versions: tuple[int, ...]
