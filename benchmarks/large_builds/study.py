@@ -199,12 +199,7 @@ def build(
     if child.returncode:
         raise SystemExit(f"the build failed, see {log}:\n{text[-2000:]}")
     resumed = re.findall(r"; (\d+) cells came from before", text)
-    say(
-        "    "
-        + "\n    ".join(
-            line.strip() for line in text.splitlines() if line.startswith("  time") or line.startswith("  workers")
-        )
-    )
+    say("    " + "\n    ".join(line.strip() for line in text.splitlines() if line.startswith(("  time", "  workers"))))
     return {"resumed": int(resumed[-1]) if resumed else 0}
 
 
