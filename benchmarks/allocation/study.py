@@ -41,15 +41,17 @@ def main() -> None:
     given = ("--checkpoint", options.checkpoint, "--data", str(options.train), "--out")
     run("tolbuild.count", *given, str(counts))
     run("tolbuild.sensitivity", *given, str(layers), "--limit", str(options.sensitivity_limit))
-    tables = [
-        table for rank in options.ranks for table in build_all(options, rank, f"counts:{counts}", layers, folder)
-    ]
+    tables = [table for rank in options.ranks for table in build_all(options, rank, f"counts:{counts}", layers, folder)]
     checkpoint = open_checkpoint(options.checkpoint)
     text = pack(checkpoint.tokenizer(), read_texts([options.valid]))
     opened = [open_table(manifest_folder) for _, manifest_folder, _, _ in tables]
-    variants = [Variant(name="dense"), *(
-        Variant(name=name, rows_of=lambda ids_N, table=table: torch.from_numpy(table.rows(ids_N))) for (name, _, _, _), table in zip(tables, opened, strict=True)
-    )]
+    variants = [
+        Variant(name="dense"),
+        *(
+            Variant(name=name, rows_of=lambda ids_N, table=table: torch.from_numpy(table.rows(ids_N)))
+            for (name, _, _, _), table in zip(tables, opened, strict=True)
+        ),
+    ]
     length = checkpoint.config.max_position_embeddings
     *_, scores = measure(load_model(checkpoint), variants, text, length=length, limit=options.limit, batch=4)
     dense = scores[0].perplexity
@@ -60,8 +62,16 @@ def main() -> None:
         ranks = [stats.rank for stats in manifest.layer_stats]
         change = score.perplexity / dense - 1
         print(f"  {name:<38} {manifest.total_bytes:>12,} {score.perplexity:>11.3f} {change:>+9.3%}   {ranks}")
-        results.append({"table": name, "codes": codes, "bytes": manifest.total_bytes, "ranks": ranks,
-                        "perplexity": score.perplexity, "change": change})
+        results.append(
+            {
+                "table": name,
+                "codes": codes,
+                "bytes": manifest.total_bytes,
+                "ranks": ranks,
+                "perplexity": score.perplexity,
+                "change": change,
+            }
+        )
     about = {"machine": platform.machine(), "torch": torch.__version__, "fingerprint": checkpoint.fingerprint}
     print(json.dumps({**about, "num_tokens": scores[0].num_tokens, "dense": dense, "results": results}))
 
@@ -73,8 +83,15 @@ def build_all(
 
     def build(name: str, **choices: object) -> tuple[Plan, Manifest]:
         url = str(folder / f"{options.codes}-{rank}-{name.replace(' ', '-')}")
-        config = BuildConfig(checkpoint=options.checkpoint, table=url, codes=options.codes, layers_per_band=2,
-                             no_ray=True, device="cpu", **choices)
+        config = BuildConfig(
+            checkpoint=options.checkpoint,
+            table=url,
+            codes=options.codes,
+            layers_per_band=2,
+            no_ray=True,
+            device="cpu",
+            **choices,
+        )
         result = build_table(config)
         assert result.manifest is not None
         made.append((f"{name}", url, result.manifest, options.codes))
@@ -93,8 +110,9 @@ def build_all(
 
 def same_size(options: argparse.Namespace, rank: int) -> int:
     """The budget that holds a uniform rank as budgets count it: a little more than such a table takes."""
-    config = BuildConfig(checkpoint=options.checkpoint, table="-", codes=options.codes, layers_per_band=2,
-                         rank="energy:1")
+    config = BuildConfig(
+        checkpoint=options.checkpoint, table="-", codes=options.codes, layers_per_band=2, rank="energy:1"
+    )
     checkpoint = open_checkpoint(options.checkpoint)
     plan = make_plan(config, checkpoint.config, checkpoint.fingerprint)
     return plan.costs.fixed + len(plan.kept_layers) * plan.costs.of_layer(rank, whole=False)

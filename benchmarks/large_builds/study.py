@@ -103,13 +103,14 @@ class Watch:
         if time.monotonic() >= self._next_search:
             self._workers = workers_of(mark)
             self._next_search = time.monotonic() + SEARCH_S
-        for process in [*self._workers, psutil.Process(builder)]:
+        for pid in [*(worker.pid for worker in self._workers), builder]:
             try:
+                process = psutil.Process(pid)
                 times, status = process.cpu_times(), Path(f"/proc/{process.pid}/status").read_text()
             except (psutil.Error, OSError):
                 continue
-            self.cpu_s[process.pid] = times.user + times.system
-            if process.pid != builder:
+            self.cpu_s[pid] = times.user + times.system
+            if pid != builder:
                 anonymous = re.search(r"RssAnon:\s+(\d+) kB", status)
                 self.peak_bytes = max(self.peak_bytes, int(anonymous[1]) * 1024 if anonymous else 0)
 
@@ -133,8 +134,10 @@ def main() -> None:
 
 def measure(case: Case, folder: Path, running: Session) -> dict[str, object]:
     """One case: the build, killed and resumed where the case says so, then the check of the whole table."""
-    say(f"\n{case.name}: V {case.vocab_size:,}, d {case.width}, K {case.hidden}, {case.num_layers} layers, "
-        f"rank {case.rank or 'full'} {case.codes}")
+    say(
+        f"\n{case.name}: V {case.vocab_size:,}, d {case.width}, K {case.hidden}, {case.num_layers} layers, "
+        f"rank {case.rank or 'full'} {case.codes}"
+    )
     checkpoint, table = folder / f"model-{case.model}", folder / f"table-{case.name}"
     shutil.rmtree(table, ignore_errors=True)
     if not (checkpoint / "config.json").exists():
@@ -172,7 +175,12 @@ def measure(case: Case, folder: Path, running: Session) -> dict[str, object]:
 
 
 def build(
-    case: Case, checkpoint: Path, table: Path, folder: Path, running: Session, watch: Watch,
+    case: Case,
+    checkpoint: Path,
+    table: Path,
+    folder: Path,
+    running: Session,
+    watch: Watch,
     kill_at: float | None = None,
 ) -> dict[str, object]:
     """Run the build's command; with `kill_at`, SIGKILL it and every worker once that share of its cells is done."""
@@ -191,7 +199,7 @@ def build(
     if child.returncode:
         raise SystemExit(f"the build failed, see {log}:\n{text[-2000:]}")
     resumed = re.findall(r"; (\d+) cells came from before", text)
-    say("    " + "\n    ".join(line.strip() for line in text.splitlines() if line.startswith("  time") or line.startswith("  workers")))
+    say("    " + "\n    ".join(line.strip() for line in text.splitlines() if line.startswith(("  time", "  workers"))))
     return {"resumed": int(resumed[-1]) if resumed else 0}
 
 
