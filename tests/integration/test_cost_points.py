@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import pytest
 from cost_kit import short_runs, small_corpus  # noqa: F401
 
+from tolbuild.table import open_table
 from tolserve.bench.__main__ import main
 from tolserve.bench.cost import material, run
 from tolserve.bench.cost.nodes import Fleet, NodeError, start
+from tolserve.bench.cost.objects import Objects
 from tolserve.bench.cost.point import Point, base
 from tolserve.bench.cost.run import Runner
 from tolserve.bench.cost.streams import Streams
@@ -30,13 +33,22 @@ EVERYWHERE = [
     replace(PACED, place="host", gbit_per_s=0.0),
     replace(PACED, place="mapped"),
     replace(PACED, place="cold"),
+    replace(PACED, place="flight", num_nodes=2),
+    replace(PACED, place="ray"),
+    replace(PACED, place="host-cached", cache_share=0.0),
+    replace(PACED, place="store", policy="s3fifo"),
     replace(TINY, num_nodes=2),
+    replace(TINY, place="flight"),
+    replace(TINY, place="host-cached", policy="s3fifo"),
+    replace(TINY, place="store", cache_share=0.5),
     replace(TINY, place="mapped", overlap=False),
     replace(TINY, place="cold", cache_share=0.0, pinned_bands=0),
     replace(TINY, place="host", arrivals_per_s=500.0),
     replace(TINY, place="device", cache_share=0.0, pinned_bands=0),
     replace(TINY, place="computed", codes="full-float32", cache_share=0.0, pinned_bands=0),
 ]
+RAY = [pytest.param(replace(TINY, place="ray", num_nodes=2), marks=pytest.mark.slow)]
+"""Two clusters, one after another."""
 FIGURES = {
     "ttft_ms", "itl_ms", "tokens_per_s", "goodput_tokens_per_s", "rows_a_step", "unique_rows_a_step", "bytes_a_token",
     "hits", "fetch_ms", "stall_share", "resident_bytes", "dollars_per_million", "price", "tokens_equal", "median_ms",
@@ -64,8 +76,10 @@ def runner(work: Path, corpus: Path) -> Iterator[Runner]:
 
 
 @pytest.mark.usefixtures("short_runs")
-@pytest.mark.parametrize("point", EVERYWHERE, ids=lambda point: point.name)
+@pytest.mark.parametrize("point", [*EVERYWHERE, *RAY], ids=lambda point: point.name)
 def test_rows_are_the_same_wherever_they_are(runner: Runner, point: Point) -> None:
+    if reasons := run.absent([point]):
+        pytest.skip(reasons[point.name])
     figures = runner.measure(point)
     assert set(figures) >= FIGURES
     assert figures["tokens_equal"]
@@ -74,6 +88,29 @@ def test_rows_are_the_same_wherever_they_are(runner: Runner, point: Point) -> No
     if point.engine == "paced" and point.cache_share == 0:
         assert figures["rows_compared"] > 0
     assert ("link_reached" in figures) == point.is_networked
+
+
+def test_what_cannot_be_measured_here_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [replace(PACED, place=place) for place in ("nodes", "flight", "ray", "store")]
+    points.append(replace(TINY, place="store"))
+    monkeypatch.setattr("tolbuild.bench.s3rver.SCRIPT", Path("no-such-script"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ray" else name)
+    assert list(run.absent(points)) == [points[2].name, points[3].name]
+    assert "pip install" in run.absent(points)[points[2].name] and "moto" in run.absent(points)[points[3].name]
+
+
+def test_moto_has_the_objects_where_s3rver_is_not_installed(
+    runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("moto")
+    monkeypatch.setattr("tolbuild.bench.s3rver.SCRIPT", Path("no-such-script"))
+    path = runner._materials.get(TINY).url
+    with closing(Objects(tmp_path, None)) as objects:
+        url, credentials = objects.table(path)
+        with closing(open_table(url, credentials=credentials)) as there, closing(open_table(path)) as here:
+            assert there.manifest == here.manifest
+        assert objects.table(path) == (url, credentials)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("short_runs")

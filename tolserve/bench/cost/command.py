@@ -14,7 +14,7 @@ from tolserve.bench.cost.matrix import matrix
 from tolserve.bench.cost.options import FOLDER
 from tolserve.bench.cost.prices import Rents, Slo
 from tolserve.bench.cost.report import page
-from tolserve.bench.cost.run import Setting, measure_overhead, servable, sweep
+from tolserve.bench.cost.run import Setting, absent, measure_overhead, servable, sweep
 from tolserve.bench.cost.state import Results
 from tolserve.bench.cost.summary import compared, summarise
 from tolserve.bench.cost.terminal import table
@@ -35,6 +35,8 @@ def main(options: argparse.Namespace) -> None:
     """
     setting = _setting(options)
     points, left_out = servable(setting, matrix(full=setting.full, links=list(setting.links), only=options.only))
+    reasons = absent(points)
+    points = [point for point in points if point.name not in reasons]
     key = {"full": setting.full, "points": [point.name for point in points]}
     name = "full" if setting.full else "quick"
     out = options.out or FOLDER / f"{name}.json"
@@ -45,7 +47,9 @@ def main(options: argparse.Namespace) -> None:
         print(f"going on with the {results.num_kept} measurements that are there; --fresh begins anew", flush=True)
     for point in left_out:
         print(f"left out, since no given node holds its rows: {point.name}", flush=True)
-    results.about |= _about(setting)
+    for name, reason in reasons.items():
+        print(f"left out: {name}: {reason}", flush=True)
+    results.about |= _about(setting) | ({"absent": reasons} if reasons else {})
     try:
         sweep(setting, results)
         measure_overhead(setting, results)

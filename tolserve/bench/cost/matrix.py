@@ -33,11 +33,12 @@ FACTORS = {
 
 GIGABIT = 1.0
 _CODES = ["full-float16", "1024-float16", "512-float16", "256-float16", "full-int8", "full-int4", "256-int4"]
+_BEYOND_TCP = ["flight", "ray", "host-cached", "store"]
 
 FULL: Values = {
     "paced.round_trip": [0.05, 0.1, 0.3, 1.0, 3.0, 10.0],
     "paced.nodes": [2, 3, 4],
-    "paced.place": ["host", "mapped", "cold"],
+    "paced.place": ["host", "mapped", "cold", *_BEYOND_TCP],
     "paced.rows": _CODES,
     "paced.cache": [0.0, 0.02, 0.05, 0.2, 0.5],
     "paced.pinned": [0, 2, 3],
@@ -45,7 +46,7 @@ FULL: Values = {
     "paced.pace": [10.0, 40.0],
     "paced.stream": ["text-own", "bpe-32k", "bpe-128k", "zipf-256k", "zipf-1m", "recorded"],
     "paced.link_rows": ["full-float16", "1024-float16", "256-int4"],
-    "tiny.place": ["computed", "device", "host", "mapped", "cold"],
+    "tiny.place": ["computed", "device", "host", "mapped", "cold", *_BEYOND_TCP],
     "tiny.round_trip": [0.1, 1.0, 10.0],
     "tiny.rows": _CODES,
     "tiny.nodes": [2, 4],
@@ -60,7 +61,7 @@ FULL: Values = {
 QUICK: Values = {
     "paced.round_trip": [0.1, 1.0, 10.0],
     "paced.nodes": [4],
-    "paced.place": ["host"],
+    "paced.place": ["host", *_BEYOND_TCP],
     "paced.rows": ["full-float16", "full-int4", "256-int4"],
     "paced.cache": [0.0, 0.5],
     "paced.pinned": [0],
@@ -68,7 +69,7 @@ QUICK: Values = {
     "paced.pace": [10.0, 40.0],
     "paced.stream": ["text-own", "zipf-256k", "recorded"],
     "paced.link_rows": ["full-float16"],
-    "tiny.place": ["computed", "device", "host", "mapped", "cold"],
+    "tiny.place": ["computed", "device", "host", "mapped", "cold", *_BEYOND_TCP],
     "tiny.round_trip": [1.0],
     "tiny.rows": ["full-float16", "full-int4"],
     "tiny.nodes": [],
@@ -103,7 +104,7 @@ def _paced(values: Values, links: Sequence[str]) -> list[Point]:
     usual = base("paced")
     found = [usual, *_single(values, "paced")]
     found += [replace(usual, factor="link", link=link) for link in links]
-    found.append(replace(usual, factor="cache", policy="lru"))
+    found += [replace(usual, factor="cache", policy=policy) for policy in ("lru", "s3fifo")]
     found.append(replace(usual, factor="overlap", overlap=False))
     shares, batches = [0.0, 0.5], [1, 64]
     found += [

@@ -19,7 +19,9 @@ from tolserve.memory.partition import Partition
 from tolserve.memory.service import RowService
 from tolserve.memory.spec import RowSpec
 from tolserve.memory.store import CyclicStore, RowStore
-from tolserve.transport.server import RowServer, ServerConfig
+from tolserve.transport.choose import make_server
+from tolserve.transport.security import Security
+from tolserve.transport.server import ServerConfig
 
 
 def open_store(told: dict[str, Any], partition: Partition) -> RowStore:
@@ -51,6 +53,19 @@ def serve_socket(host: str) -> socket.socket:
     return listener
 
 
+def serve_moto(host: str, bucket: str) -> Any:
+    """moto's S3 with a bucket."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address=host, port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_name": "us-east-1"}
+    boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket=bucket)
+    return server
+
+
 def main() -> None:
     """Serve until standard input ends; the address is printed when it is ready."""
     told = json.loads(sys.stdin.readline())
@@ -62,8 +77,15 @@ def main() -> None:
         sys.stdin.read()
         listener.close()
         return
+    if told["kind"] == "moto":
+        moto = serve_moto(told["host"], told["bucket"])
+        print(json.dumps(moto.get_host_and_port()), flush=True)
+        sys.stdin.read()
+        moto.stop()
+        return
     store = open_store(told, Partition.parse(told["partition"]))
-    server = RowServer(RowService(store), ServerConfig(host=told["host"], spin_us=told["spin_us"]))
+    config = ServerConfig(host=told["host"], spin_us=told["spin_us"])
+    server = make_server(told.get("transport", "tcp"), RowService(store), config, Security())
     server.start()
     print(json.dumps(server.address), flush=True)
     sys.stdin.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,18 @@ Wrap = Callable[[Sequence[str]], list[str]]
 
 class NodeError(ToLError):
     """A node of the bench did not start, or what it was given does not answer."""
+
+
+@contextmanager
+def on_core(core: int | None) -> Iterator[None]:
+    """This thread, and so whatever process or thread it starts, on a core; None changes nothing."""
+    before = os.sched_getaffinity(0)
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @contextmanager
@@ -72,7 +85,7 @@ class Fleet:
     """
 
     def __init__(self, core: int | None, given: Sequence[Address] = (), links: dict[str, str] | None = None) -> None:
-        self._core = core
+        self.core = core
         self._stack = ExitStack()
         self._started: dict[str, Address] = {}
         self._given = held_by(given)
@@ -95,7 +108,7 @@ class Fleet:
         self._stack.close()
 
     def _local(self, description: dict[str, Any], partition: str) -> Address:
-        told = {**description, "partition": partition, "core": self._core, "spin_us": NODE_SPIN_US}
+        told = {**description, "partition": partition, "core": self.core, "spin_us": NODE_SPIN_US}
         key = json.dumps(told, sort_keys=True)
         if key not in self._started:
             self._started[key] = self._stack.enter_context(start(told))

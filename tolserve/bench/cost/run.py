@@ -17,7 +17,8 @@ from tolserve.bench.cost.calibrate import bare_socket, reached
 from tolserve.bench.cost.engines import Models
 from tolserve.bench.cost.material import Materials
 from tolserve.bench.cost.nodes import Fleet, held_by, start, wanted_of
-from tolserve.bench.cost.places import Asked
+from tolserve.bench.cost.objects import Objects
+from tolserve.bench.cost.places import PLACES, Asked
 from tolserve.bench.cost.point import Point
 from tolserve.bench.cost.predict import Predictor
 from tolserve.bench.cost.prices import Rents, Slo
@@ -78,6 +79,8 @@ class Runner:
     def __init__(self, setting: Setting, core: int | None) -> None:
         self._setting = setting
         self.fleet = Fleet(core, setting.memory_nodes, setting.links)
+        setting.work.mkdir(parents=True, exist_ok=True)
+        self._objects = Objects(setting.work, core)
         self._materials = Materials(setting.work)
         self._models = Models(self._materials)
         self._streams = Streams(setting.data, setting.work)
@@ -86,8 +89,14 @@ class Runner:
     def measure(self, point: Point) -> dict[str, Any]:
         """One sweep's figures of a point."""
         effort, rents, slo = self._setting.effort, self._setting.rents, self._setting.slo
-        asked = Asked(point=point, material=self._materials.get(point), fleet=self.fleet)
         stream = self._streams.get(point.stream)
+        asked = Asked(
+            point=point,
+            material=self._materials.get(point),
+            fleet=self.fleet,
+            objects=self._objects,
+            counts=stream.counts,
+        )
         link = {"link_reached": reached(asked)} if point.is_networked else {}
         if point.engine == "paced":
             figures = paced.measure(
@@ -112,9 +121,16 @@ class Runner:
         return self._predictor.predict(asked, self._streams.get(point.stream), num_steps=self._setting.effort.num_pairs)
 
     def close(self) -> None:
-        """End nodes, close tables."""
+        """End nodes and object stores, close tables."""
         self.fleet.close()
+        self._objects.close()
         self._materials.close()
+
+
+def absent(points: list[Point]) -> dict[str, str]:
+    """Why points cannot be measured on this machine, by name; most can."""
+    reasons = {point.name: PLACES[point.place].missing(point) for point in points if point.place in PLACES}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def servable(setting: Setting, points: list[Point]) -> tuple[list[Point], list[Point]]:

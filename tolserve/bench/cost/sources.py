@@ -14,6 +14,7 @@ from tolserve.memory.arena import Arena
 from tolserve.memory.cached import CachedSource
 from tolserve.memory.local import StoreFetcher
 from tolserve.memory.policy import LRU, CachePolicy, StaticByFrequency
+from tolserve.memory.s3fifo import S3FIFO
 from tolserve.memory.source import RowSource
 from tolserve.memory.spec import Ids, RowSpec
 
@@ -24,6 +25,7 @@ Counts = NDArray[np.int64]
 POLICIES: Mapping[str, Callable[[int, Counts], CachePolicy]] = {
     "static": lambda num_slots, counts: StaticByFrequency(counts),
     "lru": lambda num_slots, counts: LRU(num_slots, counts),
+    "s3fifo": lambda num_slots, counts: S3FIFO(num_slots, len(counts), counts),
 }
 """Cache policies by name, made from the number of slots and the counts of tokens in other text of the kind."""
 
