@@ -41,7 +41,7 @@ LIMIT_S = 20.0
 NUM_TOKENS = 24
 CACHE_SHARE = 0.1
 STORE = "from the object store"
-STORE_ROUNDS = 2
+STORE_ROUNDS = 4
 STORE_LIMIT_S = 15.0
 """The S3 stand-in takes some 30 ms of processor time a read: its contestant ends with the first round after this."""
 _STORE_DEADLINE_S = 20.0

@@ -21,7 +21,7 @@ from tolserve.serve_config import ServeConfig
 def test_each_line_of_the_table_has_rows_from_where_it_says(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prices, "ROUNDS", 3)
+    monkeypatch.setattr(prices, "ROUNDS", 5)
     monkeypatch.setattr(prices, "NUM_TOKENS", 4)
     checkpoint = make_served_checkpoint(tmp_path / "letters")
     here = ServeConfig(checkpoint=checkpoint, table=make_table(checkpoint, tmp_path / "table"), memory_nodes=0)
@@ -41,7 +41,7 @@ def test_each_line_of_the_table_has_rows_from_where_it_says(
         contestants[-1].tokens[0][0][0] ^= 1
         with pytest.raises(prices.TokensDifferError, match="object store"):
             prices.check_tokens(contestants)
-    assert [len(values) for values in figures.values()] == [3, 3, 3, 3, 3, prices.STORE_ROUNDS]
+    assert [len(values) for values in figures.values()] == [5, 5, 5, 5, 5, prices.STORE_ROUNDS]
     assert tiers == [{"device"}, *[{"remote"}] * 4, {"store"}]
     lines = [re.split(r"\s{2,}", line.strip())[0] for line in table.splitlines()[4:]]
     assert lines[:3] == ["in this process", "on 2 memory nodes", "the same, 10% cached"]
