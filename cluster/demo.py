@@ -109,8 +109,6 @@ def upload(running: Session) -> int:
         aws_secret_access_key=keys["AWS_SECRET_ACCESS_KEY"],
         region_name=keys["AWS_REGION"],
     )
-    for bucket in ("models", "tables"):
-        s3.create_bucket(Bucket=bucket)
     for path in files:
         running.interrupts.check()
         s3.put_object(Bucket="models", Key=f"tiny/{path.name}", Body=path.read_bytes())

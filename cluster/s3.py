@@ -1,6 +1,7 @@
 """`python -m cluster.s3 --port-file PATH`: an S3 stand-in on a free port, in memory, until it is ended.
 
-It is moto's server: enough of S3 for builds, tables and tests on one machine, too slow to time anything against.
+It has the buckets `models` and `tables`. It is moto's server: enough of S3 for builds, tables and tests on one machine,
+too slow to time anything against.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+
+BUCKETS = ("models", "tables")
+"""That there are from the start."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,11 +29,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server = ThreadedMotoServer(ip_address=given.host, port=0, verbose=False)
     server.start()
     port = server.get_host_and_port()[1]
+    for bucket in BUCKETS:
+        _create(bucket, f"http://{given.host}:{port}")
     part = path.with_suffix(".part")
     part.write_text(str(port))
     os.replace(part, path)
     threading.Event().wait()
     return 0
+
+
+def _create(bucket: str, url: str) -> None:
+    import boto3
+
+    keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_name": "us-east-1"}
+    boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket=bucket)
 
 
 if __name__ == "__main__":

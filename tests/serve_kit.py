@@ -112,11 +112,13 @@ def serving(environment: Mapping[str, str], *options: str) -> Iterator[Running]:
         yield Running(process, url, lines)
     finally:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             try:
-                process.wait(60)
+                code = process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
+                raise
+            assert code == 0, "".join(lines)
         reader.join()
 
 

@@ -33,7 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         launch.connect()
         repartition(given.memory_nodes, lambda line: print(line, flush=True), timeout_s=TIMEOUT_S)
-        print(f"the table lies on {given.memory_nodes} partitions")
         return 0
     except (ToLError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)

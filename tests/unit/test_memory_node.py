@@ -271,3 +271,10 @@ def test_the_command_tells_why_it_cannot_start(
     assert "in use" in capsys.readouterr().err
     with pytest.raises(TableNotFoundError, match="9"):
         MemoryNode(NodeConfig(table=table[0], version=9))
+
+
+def test_a_node_of_a_new_layout_holds_nothing_at_first(tmp_path: Path) -> None:
+    from tolserve.on_ray.rows import RowActor
+
+    node = RowActor(NodeConfig(table=str(tmp_path / "none")), [])
+    assert node.held() == (b"", ()) and node.figures()["num_requests"] == 0

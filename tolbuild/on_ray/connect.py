@@ -46,7 +46,7 @@ def cluster() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "")
     try:
         _probe(address)
-        with _own_sigterm():
+        with own_sigterm():
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (OSError, RuntimeError) as error:
         raise NoClusterError(
@@ -61,7 +61,7 @@ def cluster() -> Iterator[None]:
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
+def own_sigterm() -> Iterator[None]:
     """Put back this process's answer to SIGTERM, which ray.init replaces."""
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -40,8 +40,8 @@ class Holdings:
 
     @property
     def identity(self) -> bytes:
-        """Of the version that has been held for longest."""
-        return next(iter(self._held.values())).manifest.identity
+        """Of the version that has been held for longest; empty while none is."""
+        return next((held.manifest.identity for held in self._held.values()), b"")
 
     @property
     def versions(self) -> tuple[int, ...]:

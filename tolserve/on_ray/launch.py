@@ -17,6 +17,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, DeploymentStatusOverview
 
+from tolbuild.on_ray.connect import own_sigterm
 from tolbuild.table.errors import ToLError
 from tolserve.membership import View
 from tolserve.on_ray.builder import build_app
@@ -52,7 +53,8 @@ def connect() -> None:
     address = os.environ.get("RAY_ADDRESS", "auto")
     try:
         _probe(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        with own_sigterm():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except OSError as error:
         raise NoClusterError(
             f"no Ray cluster to connect to at {address!r}. Start one on this machine with `ray start --head`, or name "

@@ -45,6 +45,7 @@ def repartition(num_partitions: int, report: Report, *, timeout_s: float) -> Non
     try:
         running.ask("use_layout", num_partitions)
         _wait(running, report, deadline)
+        report(f"the table lies on {num_partitions} partitions")
     except RayTaskError as error:
         raise error.cause if isinstance(error.cause, ToLError) else error from error
     finally:

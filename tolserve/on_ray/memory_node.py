@@ -55,8 +55,9 @@ class MemoryNodeDeployment:
             raise RuntimeError(f"the row server at {self._node.address} ended; the log has the reason")
 
     async def __del__(self) -> None:
-        await self._membership.leave()
-        self._node.stop()
+        if hasattr(self, "_membership"):  # it is there once everything else is
+            await self._membership.leave()
+            self._node.stop()
 
     def _see(self, view: View) -> None:
         if view.plan is not None and (self._following is None or self._following.done()):
