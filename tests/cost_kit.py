@@ -88,7 +88,7 @@ def made_up_result(*, predicted: bool = False) -> dict[str, Any]:
 @pytest.fixture
 def short_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Points in a second or two, on whatever cores there are."""
-    effort = run.Effort(num_pairs=6, num_rounds=1, limit_s=0.0)
+    effort = run.Effort(num_pairs=6, num_rounds=1, limit_s=0.0, calibration_rounds=4)
     monkeypatch.setattr(run, "QUICK", effort)
     monkeypatch.setattr(run, "own_cores", lambda: (None, None))
     monkeypatch.setattr(paced, "_LEAST_PAIRS", 6)
