@@ -54,7 +54,7 @@ class Predictor:
         segments_s = np.array([len(band.layers) for band in spec.bands]) * point.pace_us * 1e-6
         misses = replayed(asked, stream, stream.batches(point.batch, num_steps))
         step = expected_step(segments_s, misses, measured, on_device=pinned)
-        return {"step_us": rounded(step.step_s * 1e6), "stall_us": rounded(step.stall_s * 1e6)}
+        return {"step_us": rounded(step.step_s * 1e6), "stall_us": rounded(max(0.0, step.stall_s) * 1e6)}
 
     def _calibrated(self, asked: Asked, stream: TokenStream) -> Measured:
         """The fetches of a point's place, whatever stream, pace, cache and distance it has."""
