@@ -17,6 +17,8 @@ from cluster import status
 from tolserve import versions
 from tolserve.endpoint import Endpoint, EndpointError
 
+pytestmark = pytest.mark.slow  # tests/integration/test_edition_switch.py has the same without a cluster
+
 REPOSITORY = Path(__file__).parents[2]
 
 

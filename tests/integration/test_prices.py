@@ -18,6 +18,7 @@ from tolserve.row_tiers import node_config
 from tolserve.serve_config import ServeConfig
 
 
+@pytest.mark.slow
 def test_each_line_of_the_table_has_rows_from_where_it_says(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
