@@ -73,7 +73,7 @@ class Predictor:
         if alike not in self.known:
             vocab_size = asked.material.spec.vocab_size
             by_id = np.arange(vocab_size, 0, -1)
-            with cached_source(replace(asked, point=alike), by_id, DeviceSlots) as source:
+            with cached_source(replace(asked, point=alike, counts=by_id), by_id, DeviceSlots) as source:
                 self.known[alike] = calibrate(
                     source,
                     batch=point.batch,
