@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Mapping
 
-from cluster.namespaces import Namespace, NamespacesError, NotPermittedError, ip
+from cluster.namespaces import Namespace, ip
 
 RATES: Mapping[str, str | None] = {"unshaped": None, "5gbit": "5gbit", "2.5gbit": "2500mbit", "1gbit": "1gbit"}
 """Links by name, and what `tc` is told; None leaves a cable as it is."""
@@ -30,20 +28,6 @@ def lay_cables(one: Namespace, two: Namespace, rates: Mapping[str, str | None] =
             ip("-n", place.name, "addr", "add", f"{address}/30", "dev", device)
             ip("-n", place.name, "link", "set", device, "up")
             if rate is not None:
-                _shape(place, device, rate)
+                place.shape(device, rate, burst=_BURST, latency=_LATENCY)
         found[name] = ends[two]
     return found
-
-
-def _shape(place: Namespace, device: str, rate: str) -> None:
-    """What leaves by `device` is held to `rate` by a token bucket."""
-    if shutil.which("tc") is None:
-        raise NotPermittedError("`tc` is not installed (iproute2)")
-    words = ["qdisc", "add", "dev", device, "root", "tbf", "rate", rate, "burst", _BURST, "latency", _LATENCY]
-    done = subprocess.run(["tc", "-n", place.name, *words], capture_output=True, text=True, check=False)
-    if done.returncode == 0:
-        return
-    fault = done.stderr.strip()
-    if "permitted" in fault or "denied" in fault:
-        raise NotPermittedError(f"shaping a link needs the capability CAP_NET_ADMIN: {fault}")
-    raise NamespacesError(f"`tc {' '.join(words)}` failed (is the kernel's sch_tbf there?): {fault}")

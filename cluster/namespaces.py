@@ -54,13 +54,25 @@ class Namespace:
         Raises:
             NotPermittedError: `tc` is not installed, or this system has no token bucket filter.
         """
+        self.shape(_CABLE, f"{int(8 * bytes_per_s)}bit", burst="32kb", latency="100ms")
+
+    def shape(self, device: str, rate: str, *, burst: str, latency: str) -> None:
+        """Hold what leaves by a device of this namespace to `rate` by a token bucket; all as `tc` writes them.
+
+        Raises:
+            NotPermittedError: `tc` is not installed, or this system has no token bucket filter.
+        """
         if shutil.which("tc") is None:
             raise NotPermittedError("`tc` is not installed (iproute2)")
-        bucket = ("tbf", "rate", f"{int(8 * bytes_per_s)}bit", "burst", "32kb", "latency", "100ms")
+        bucket = ("tbf", "rate", rate, "burst", burst, "latency", latency)
         try:
-            _run("tc", "-n", self.name, "qdisc", "replace", "dev", _CABLE, "root", *bucket)
+            _run("tc", "-n", self.name, "qdisc", "replace", "dev", device, "root", *bucket)
         except NamespacesError as error:
-            raise NotPermittedError(f"the rate of a link cannot be limited here: {error}") from error
+            if "permitted" in str(error) or "denied" in str(error):
+                raise NotPermittedError(f"shaping a link needs the capability CAP_NET_ADMIN: {error}") from error
+            raise NotPermittedError(
+                f"the rate of a link cannot be limited here (is the kernel's sch_tbf there?): {error}"
+            ) from error
 
     def pids(self) -> list[int]:
         """Processes that are in here now."""

@@ -19,8 +19,9 @@ from cluster.links import lay_cables
 from cluster.namespaces import Namespace, NamespacesError, NotPermittedError, two_namespaces
 from tolserve.bench.cost.codes import WIDTH_1B, parse
 from tolserve.bench.cost.material import NODE_BYTES, PAPER_LAYERS
-from tolserve.bench.cost.nodes import NODE_SPIN_US, NodeError, start
+from tolserve.bench.cost.nodes import NodeError, start
 from tolserve.bench.cost.streams import PAPER_VOCAB
+from tolserve.bench.paced_rows import NODE_SPIN_US
 from tolserve.bench.peers import own_cores
 
 CODES = ("512-int8", "full-float16", "1024-float16", "256-int4")

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.head import S3_KEYS
+
 BUCKETS = ("models", "tables")
 """That there are from the start."""
 
@@ -41,8 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _create(bucket: str, url: str) -> None:
     import boto3
 
-    keys = {"aws_access_key_id": "local", "aws_secret_access_key": "local", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket=bucket)
+    keys = (S3_KEYS["AWS_ACCESS_KEY_ID"], S3_KEYS["AWS_SECRET_ACCESS_KEY"])
+    client = boto3.client(
+        "s3", S3_KEYS["AWS_REGION"], endpoint_url=url, aws_access_key_id=keys[0], aws_secret_access_key=keys[1]
+    )
+    client.create_bucket(Bucket=bucket)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
+from build_kit import REPOSITORY, RayHead, ray_head
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tolbuild.build_config import BuildConfig
@@ -79,6 +81,15 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end, f"it did not come about within {timeout_s} s"
         time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def serving_head(folder: Path, *, resources: Mapping[str, float] | None = None) -> Iterator[RayHead]:
+    """A Ray head of four CPUs, started in an empty folder, whose workers import this repository."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(REPOSITORY))
+        with ray_head(folder, num_cpus=4, cwd=folder, resources=resources) as one:
+            yield one
 
 
 @dataclass

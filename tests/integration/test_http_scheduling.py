@@ -7,10 +7,12 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import http_kit
 import openai
 import pytest
 from engine_models import VOCAB_SIZE, tiny_engine, tiny_model
@@ -106,11 +108,7 @@ def service(request: pytest.FixtureRequest) -> Iterator[Service]:
         yield one
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come about within 10 s"
-        time.sleep(0.005)
+wait_for = partial(http_kit.wait_for, timeout_s=10.0)
 
 
 def test_a_deadline_ends_its_request_with_408_and_frees_its_blocks(service: Service) -> None:

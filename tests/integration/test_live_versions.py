@@ -9,8 +9,8 @@ from typing import Any
 
 import openai
 import pytest
-from build_kit import RayHead, ray_head
-from serve_kit import Running, make_served_checkpoint, replica_pids, serving, wait_until
+from build_kit import RayHead
+from serve_kit import Running, make_served_checkpoint, replica_pids, serving, serving_head, wait_until
 from version_kit import PROMPTS, CheckedLoad, Versions, build_version
 
 from cluster import status
@@ -19,16 +19,11 @@ from tolserve.endpoint import Endpoint, EndpointError
 
 pytestmark = pytest.mark.slow  # tests/integration/test_edition_switch.py has the same without a cluster
 
-REPOSITORY = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(REPOSITORY))
-        folder = tmp_path_factory.mktemp("r")
-        with ray_head(folder, num_cpus=4, cwd=folder) as one:
-            yield one
+    with serving_head(tmp_path_factory.mktemp("r")) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")

@@ -6,28 +6,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from build_kit import RayHead, ray_head
-from serve_kit import Running, replica_pids, serving, wait_until
+from build_kit import RayHead
+from serve_kit import Running, replica_pids, serving, serving_head, wait_until
 from version_kit import CheckedLoad, Versions, build_version
 
 from cluster.glance import Look
 from tolserve.endpoint import Endpoint
-
-REPOSITORY = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(REPOSITORY))
-        folder = tmp_path_factory.mktemp("r")
-        with ray_head(folder, num_cpus=4, cwd=folder) as one:
-            yield one
+    with serving_head(tmp_path_factory.mktemp("r")) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")

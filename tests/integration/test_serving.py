@@ -18,8 +18,17 @@ from typing import Any
 import openai
 import pytest
 import yaml
-from build_kit import RayHead, free_port, ray_head
-from serve_kit import NUM_POSITIONS, Running, make_served_checkpoint, make_table, replica_pids, serving, wait_until
+from build_kit import RayHead, free_port
+from serve_kit import (
+    NUM_POSITIONS,
+    Running,
+    make_served_checkpoint,
+    make_table,
+    replica_pids,
+    serving,
+    serving_head,
+    wait_until,
+)
 
 from tolserve.engine.config import EngineConfig
 from tolserve.engine.load import build_engine
@@ -31,12 +40,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(REPOSITORY))
-        folder = tmp_path_factory.mktemp("r")
-        groups = {"gateway_node": 1, "attention_node": 1, "memory_node": 2}
-        with ray_head(folder, num_cpus=4, cwd=folder, resources=groups) as one:
-            yield one
+    groups = {"gateway_node": 1, "attention_node": 1, "memory_node": 2}
+    with serving_head(tmp_path_factory.mktemp("r"), resources=groups) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")

@@ -5,25 +5,19 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from build_kit import RayHead, ray_head
-from serve_kit import Running, make_served_checkpoint, make_table, serving, wait_until
+from build_kit import RayHead
+from serve_kit import Running, make_served_checkpoint, make_table, serving, serving_head, wait_until
 
 pytestmark = pytest.mark.slow
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(REPOSITORY))
-        folder = tmp_path_factory.mktemp("r")
-        with ray_head(folder, num_cpus=4, cwd=folder) as one:
-            yield one
+    with serving_head(tmp_path_factory.mktemp("r")) as one:
+        yield one
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from build_kit import RayHead, ray_head
+from build_kit import RayHead
 from row_kit import TIMEOUT_S, wait_until
 from security_kit import TOKEN, Authority
-from serve_kit import make_served_checkpoint, make_table, serving
+from serve_kit import make_served_checkpoint, make_table, serving, serving_head
 from table_kit import table_spec, write_table
 
 from tolbuild.checkpoint import open_checkpoint
@@ -34,8 +34,6 @@ from tolserve.on_ray.rows import RayMemoryNode, RayTransport
 from tolserve.replica import open_rows
 from tolserve.serve_config import ServeConfig
 
-REPOSITORY = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
@@ -46,11 +44,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(REPOSITORY))
-        folder = tmp_path_factory.mktemp("r")
-        with ray_head(folder, num_cpus=4, cwd=folder) as one:
-            yield one
+    with serving_head(tmp_path_factory.mktemp("r")) as one:
+        yield one
 
 
 def complete(url: str) -> dict[str, Any]:

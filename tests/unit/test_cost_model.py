@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from tolserve.bench.cost_model.__main__ import main
 from tolserve.bench.cost_model.answers import Setting, partition_skew, pool, price, smallest
 from tolserve.bench.cost_model.arrivals import Described, Measured
 from tolserve.bench.cost_model.check import FLOOR_US, Compared, errors, table
 from tolserve.bench.cost_model.hardware import Link, Store
-from tolserve.bench.cost_model.hits import Misses, poisson, stream_misses, zipf_misses
+from tolserve.bench.cost_model.hits import Misses, poisson, zipf_misses
 from tolserve.bench.cost_model.pace import SHAPES, compressed, dense_layer_s, layer_s
 from tolserve.bench.cost_model.profiles import ACCELERATORS, LINKS, STORES
 from tolserve.bench.cost_model.timeline import Seconds, ends_s, expected_step
@@ -40,6 +41,10 @@ ALWAYS = Misses(probability_N=np.array([0.0, 1.0]))
 INSTANT = Link(
     name="instant", bytes_per_s=1e18, round_trip_s=1e-12, message_s=1e-12, tail=1.0, messages_per_s=1e12, source="none"
 )
+
+
+def stream_misses(tokens_SB: NDArray[np.int64], on_device_V: NDArray[np.bool_]) -> Misses:
+    return Misses.counted([len(np.unique(step[~on_device_V[step]])) for step in tokens_SB])
 
 
 def setting(**changes: object) -> Setting:

@@ -45,7 +45,7 @@ def cluster() -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS", "")
     try:
-        _probe(address)
+        probe(address)
         with own_sigterm():
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (OSError, RuntimeError) as error:
@@ -71,8 +71,12 @@ def own_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _probe(address: str) -> None:
-    """Try the TCP port of a `host:port` first: Ray itself waits minutes for a head that is not there."""
+def probe(address: str) -> None:
+    """Try the TCP port of a `host:port` first: Ray itself waits minutes for a head that is not there.
+
+    Raises:
+        OSError: nobody listens.
+    """
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
         with socket.create_connection((host, int(port)), timeout=CONNECT_S):

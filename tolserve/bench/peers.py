@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,7 @@ REQUEST = struct.Struct("<Q")
 """What the bare socket is sent: how many bytes it shall send."""
 _CONNECT_S = 60.0
 _BARE_BYTES = 16 << 20
+_END_S = 30.0
 
 
 def own_cores() -> tuple[int | None, int | None]:
@@ -48,9 +49,23 @@ def own_cores() -> tuple[int | None, int | None]:
 @contextmanager
 def peer(description: dict[str, Any]) -> Iterator[Address]:
     """The address of a peer in a process of its own, which ends with the context."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tolserve.bench.peers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "tolserve.bench.peers"]
+    with started(command, description, _peer_fault) as address:
+        yield address
+
+
+def _peer_fault(code: int) -> RuntimeError:
+    return RuntimeError(f"the peer ended with {code} before it was ready")
+
+
+@contextmanager
+def started(command: list[str], description: dict[str, Any], fault: Callable[[int], Exception]) -> Iterator[Address]:
+    """The address that a process prints once it serves what a line of JSON describes; it ends with the context.
+
+    Args:
+        fault: raised where the process ends before it is ready, made of its exit status.
+    """
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdin is not None
     assert child.stdout is not None
     try:
@@ -58,12 +73,16 @@ def peer(description: dict[str, Any]) -> Iterator[Address]:
         child.stdin.flush()
         line = child.stdout.readline()
         if not line:
-            raise RuntimeError(f"the peer ended with {child.wait()} before it was ready")
+            raise fault(child.wait())
         host, port = json.loads(line)
         yield host, port
     finally:
         child.stdin.close()
-        child.wait(timeout=60)
+        try:
+            child.wait(timeout=_END_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
         child.stdout.close()
 
 
@@ -178,7 +197,12 @@ def main() -> None:
         store = random_store(spec, Partition(index=index, count=count))
     else:
         store = random_store(spec)
-    config = ServerConfig(spin_us=told["spin_us"])
+    serve_rows(store, told)
+
+
+def serve_rows(store: RowStore, told: dict[str, Any]) -> None:
+    """Serve a store's rows until standard input ends; the address is printed when it is ready."""
+    config = ServerConfig(host=told.get("host", "127.0.0.1"), spin_us=told["spin_us"])
     server = make_server(told.get("transport", "tcp"), RowService(store), config, Security())
     server.start()
     print(json.dumps(server.address), flush=True)

@@ -7,7 +7,6 @@ import io
 import logging
 import os
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, DeploymentStatusOverview
 
-from tolbuild.on_ray.connect import own_sigterm
+from tolbuild.on_ray.connect import own_sigterm, probe
 from tolbuild.table.errors import ToLError
 from tolserve.membership import View
 from tolserve.on_ray.builder import build_app
@@ -28,7 +27,6 @@ _POLL_S = 0.25
 _VIEW_TIMEOUT_S = 30.0
 _ADDRESS_TIMEOUT_S = 60.0
 """From Serve's word that everything runs to the gateway's word where it listens."""
-_PROBE_TIMEOUT_S = 5.0
 
 Report = Callable[[str], None]
 """Takes a line of progress."""
@@ -52,7 +50,7 @@ def connect() -> None:
         return
     address = os.environ.get("RAY_ADDRESS", "auto")
     try:
-        _probe(address)
+        probe(address)
         with own_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except OSError as error:
@@ -60,17 +58,6 @@ def connect() -> None:
             f"no Ray cluster to connect to at {address!r}. Start one on this machine with `ray start --head`, or name "
             f"one with RAY_ADDRESS. ({str(error).splitlines()[0]})"
         ) from error
-
-
-def _probe(address: str) -> None:
-    """Ray itself tries for minutes before it says that nobody is there.
-
-    Raises:
-        OSError: nobody listens.
-    """
-    host, colon, port = address.rpartition(":")
-    if colon and port.isdigit() and "/" not in host:
-        socket.create_connection((host, int(port)), timeout=_PROBE_TIMEOUT_S).close()
 
 
 class Endpoint:

@@ -61,11 +61,7 @@ class RowCalls:
         answer = bytearray()
         left = memoryview(said)
         while left and not session.closing:
-            inbox = session.inbox()
-            count = min(len(inbox), len(left))
-            inbox[:count] = left[:count]
-            session.received(count)
-            left = left[count:]
+            left = left[session.take(left) :]
             while (piece := session.piece()) or session.waiting:
                 session.wait(_TICK_S)
                 for buffer in piece:

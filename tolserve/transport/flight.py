@@ -20,6 +20,7 @@ from tolserve.transport import exchange
 from tolserve.transport.admission import NO_TOKEN, WRONG_TOKEN
 from tolserve.transport.frames import Status
 from tolserve.transport.link import Address
+from tolserve.transport.running import Running
 from tolserve.transport.security import Security, TokenCheck
 from tolserve.transport.server import ServerConfig
 from tolserve.transport.session import Responder, Session
@@ -38,7 +39,7 @@ class _Stream:
     sending_since: float | None = None
 
 
-class FlightRowServer:
+class FlightRowServer(Running):
     """Serves `responder` until `stop`, as a `RowServer` does, with the same settings but `spin_us`.
 
     The responder is asked by one thread at a time.
@@ -48,17 +49,17 @@ class FlightRowServer:
         SecurityError: a file of `security` cannot be used.
     """
 
+    thread_name = "flight-server"
+
     def __init__(
         self, responder: Responder, config: ServerConfig | None = None, security: Security | None = None
     ) -> None:
+        super().__init__()
         self.config = config or ServerConfig()
         self.responder = responder
         self._streams: set[_Stream] = set()
         self._lock = threading.Lock()
         self._responding = threading.Lock()
-        self._wake, self._wake_end = socket.socketpair()
-        self._thread: threading.Thread | None = None
-        self._stopping = False
         self._closed = False
         self._flight = _listen(self, security or Security())
         self._address = self.config.host, int(self._flight.port)
@@ -73,32 +74,6 @@ class FlightRowServer:
     def num_clients(self) -> int:
         """Streams open now."""
         return len(self._streams)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread that `start` made serves."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def start(self) -> None:
-        """Serve in a thread."""
-        self._thread = threading.Thread(target=self.run, name="flight-server", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End every stream and the port; stopping twice changes nothing."""
-        self.request_stop()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        else:
-            self._close()
-
-    def request_stop(self) -> None:
-        """Let `run` return soon; may be called by a signal handler."""
-        if not self._stopping:
-            with contextlib.suppress(OSError):  # `run` has ended by itself
-                self._wake.send(b"x")
-            self._stopping = True
 
     def run(self) -> None:
         """Look after the streams until `stop`; gRPC's own threads serve them."""
@@ -126,11 +101,7 @@ class FlightRowServer:
 
     def _take(self, stream: _Stream, session: Session, said: memoryview, writer: Any) -> None:
         while said and not session.closing:
-            inbox = session.inbox()
-            count = min(len(inbox), len(said))
-            inbox[:count] = said[:count]
-            session.received(count)
-            said = said[count:]
+            said = said[session.take(said) :]
             while (piece := self._piece(session)) or (session.waiting and not self._stopping):
                 if piece is None:
                     session.wait(_TICK_S)

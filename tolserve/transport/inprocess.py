@@ -57,13 +57,9 @@ class InProcessLink:
                 return piece
             if self._session.closing or not self._open:
                 raise LinkError("the in-process peer has ended the connection")
-            inbox = self._session.inbox()
-            count = min(len(inbox), len(self._unread))
-            if count == 0:
+            if not self._unread:
                 return []
-            inbox[:count] = self._unread[:count]
-            del self._unread[:count]
-            self._session.received(count)
+            del self._unread[: self._session.take(self._unread)]
 
 
 class InProcessTransport:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import selectors
 import socket
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from tolserve.transport.client_turns import Client, Door, open_door
 from tolserve.transport.lanes import lanes_for
 from tolserve.transport.link import Address
+from tolserve.transport.running import Running
 from tolserve.transport.session import Responder
 from tolserve.transport.tcp import tune
 
@@ -53,7 +53,7 @@ class ServerConfig:
             )
 
 
-class RowServer:
+class RowServer(Running):
     """Serves `responder` until `stop`. `start` runs it in a thread of its own, `run` in the caller's.
 
     A client whose request cannot be answered, whatever the reason, is dropped; the others are served on. When `run`
@@ -66,7 +66,10 @@ class RowServer:
         OSError: the port is taken.
     """
 
+    thread_name = "row-server"
+
     def __init__(self, responder: Responder, config: ServerConfig | None = None, door: Door = open_door) -> None:
+        super().__init__()
         self.config = config or ServerConfig()
         self._responder = responder
         self._door = door
@@ -74,9 +77,6 @@ class RowServer:
         self._listener = socket.create_server((self.config.host, self.config.port), family=family, backlog=128)
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
-        self._wake, self._wake_end = socket.socketpair()
-        self._wake.setblocking(False)
-        self._wake_end.setblocking(False)
         self._listening = False
         self._listen(True)
         self._selector.register(self._wake_end, selectors.EVENT_READ)
@@ -84,8 +84,6 @@ class RowServer:
         self._lanes = lanes_for(responder)
         if self._lanes is not None:
             self._lanes.watch(self._selector.fileno())
-        self._thread: threading.Thread | None = None
-        self._stopping = False
         self._closed = False
         self._address = self._listener.getsockname()[:2]
 
@@ -99,36 +97,6 @@ class RowServer:
     def num_clients(self) -> int:
         """Connections open now."""
         return len(self._clients)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the thread that `start` made serves."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def start(self) -> None:
-        """Serve in a thread."""
-        self._thread = threading.Thread(target=self.run, name="row-server", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End every connection and the thread; stopping twice changes nothing."""
-        self.request_stop()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        else:
-            self._close()
-
-    def request_stop(self) -> None:
-        """Let `run` return soon; may be called by a signal handler."""
-        if not self._stopping:
-            self._stopping = True  # first: `run` is woken once, and looks for it then
-            self.wake()
-
-    def wake(self) -> None:
-        """An answer that was waited for may be there; any thread may call this."""
-        with contextlib.suppress(OSError):  # enough is there to wake it, or `run` has ended
-            self._wake.send(b"x")
 
     def run(self) -> None:
         """Serve until `stop`."""

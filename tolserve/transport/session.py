@@ -132,6 +132,14 @@ class Session:
         """The first `count` bytes of `inbox()` came."""
         self._filled += count
 
+    def take(self, said: bytearray | memoryview) -> int:
+        """Receive the first bytes of `said`, as many as fit now; how many that were."""
+        inbox = self.inbox()
+        count = min(len(inbox), len(said))
+        inbox[:count] = said[:count]
+        self.received(count)
+        return count
+
     def piece(self) -> list[bytes | memoryview]:
         """The next buffers to send, valid until the next call; none where nothing is to be sent before more comes."""
         if self._future is not None:

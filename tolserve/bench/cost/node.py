@@ -12,16 +12,12 @@ import sys
 import threading
 from typing import Any
 
-from tolserve.bench.peers import serve_bytes
+from tolserve.bench.peers import serve_bytes, serve_rows
 from tolserve.bench.random_rows import random_store
 from tolserve.memory.loading import load_partition
 from tolserve.memory.partition import Partition
-from tolserve.memory.service import RowService
 from tolserve.memory.spec import RowSpec
 from tolserve.memory.store import CyclicStore, RowStore
-from tolserve.transport.choose import make_server
-from tolserve.transport.security import Security
-from tolserve.transport.server import ServerConfig
 
 
 def open_store(told: dict[str, Any], partition: Partition) -> RowStore:
@@ -83,13 +79,7 @@ def main() -> None:
         sys.stdin.read()
         moto.stop()
         return
-    store = open_store(told, Partition.parse(told["partition"]))
-    config = ServerConfig(host=told["host"], spin_us=told["spin_us"])
-    server = make_server(told.get("transport", "tcp"), RowService(store), config, Security())
-    server.start()
-    print(json.dumps(server.address), flush=True)
-    sys.stdin.read()
-    server.stop()
+    serve_rows(open_store(told, Partition.parse(told["partition"])), told)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from tolbuild.table.errors import ToLError
+from tolserve.bench.paced_rows import NODE_SPIN_US
+from tolserve.bench.peers import started
 from tolserve.memory.channel import open_channel
 from tolserve.memory.spec import IDENTITY_BYTES, RowSpec
 from tolserve.transport.link import Address
 from tolserve.transport.tcp import TcpTransport
 
-NODE_SPIN_US = 500_000
-"""A node has a core of its own, and stays awake from one of the rare fetches of a small batch to the next."""
 _HELLO_S = 5.0
 _LOOPBACK = "127.0.0.1"
 
@@ -52,27 +51,13 @@ def start(description: dict[str, Any], *, host: str = _LOOPBACK, wrap: Wrap = li
         NodeError: it ended before it was ready.
     """
     command = wrap([sys.executable, "-m", "tolserve.bench.cost.node"])
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert child.stdin is not None
-    assert child.stdout is not None
-    try:
-        child.stdin.write(
-            json.dumps({"host": host, "partition": "0/1", "spin_us": 0, "core": None, **description}) + "\n"
-        )
-        child.stdin.flush()
-        line = child.stdout.readline()
-        if not line:
-            raise NodeError(f"a memory node of the bench ended with {child.wait()} before it was ready: {description}")
-        found_host, port = json.loads(line)
-        yield found_host, port
-    finally:
-        child.stdin.close()
-        try:
-            child.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        child.stdout.close()
+    whole = {"host": host, "partition": "0/1", "spin_us": 0, "core": None, **description}
+    with started(command, whole, lambda code: _fault(code, description)) as address:
+        yield address
+
+
+def _fault(code: int, description: dict[str, Any]) -> NodeError:
+    return NodeError(f"a memory node of the bench ended with {code} before it was ready: {description}")
 
 
 class Fleet:

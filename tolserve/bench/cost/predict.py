@@ -15,15 +15,13 @@ from numpy.typing import NDArray
 from tolserve.bench.cost.figures import rounded
 from tolserve.bench.cost.places import Asked
 from tolserve.bench.cost.point import Point
-from tolserve.bench.cost.sources import NUM_STAGING, POLICIES, cached_source, num_slots, requested_bands
+from tolserve.bench.cost.sources import cached_source, requested_bands
 from tolserve.bench.cost_model.arrivals import Measured
-from tolserve.bench.cost_model.calibrate import calibrate, with_round_trip
+from tolserve.bench.cost_model.calibrate import calibrate
 from tolserve.bench.cost_model.hits import Misses
 from tolserve.bench.cost_model.timeline import expected_step
 from tolserve.bench.paced_rows import DeviceSlots
 from tolserve.bench.streams import TokenStream
-from tolserve.memory.cached import CachedSource
-from tolserve.memory.local import StoreFetcher
 
 _CALIBRATED_SHARE = 0.1
 _LIMIT_S = 1.0
@@ -46,7 +44,7 @@ class Predictor:
         """`step_us` and `stall_us` of a paced point, for the first `num_steps` of its stream."""
         point, spec = asked.point, asked.material.spec
         bands = requested_bands(asked)
-        measured = with_round_trip(self._calibrated(asked, stream), point.round_trip_ms * 1e-3)
+        measured = replace(self._calibrated(asked), round_trip_s=point.round_trip_ms * 1e-3)
         pinned = tuple(band.index for band in spec.bands if band.index not in bands)
         if not point.overlap:
             last = measured.arrivals_NQB.max(axis=2, keepdims=True)
@@ -56,7 +54,7 @@ class Predictor:
         step = expected_step(segments_s, misses, measured, on_device=pinned)
         return {"step_us": rounded(step.step_s * 1e6), "stall_us": rounded(max(0.0, step.stall_s) * 1e6)}
 
-    def _calibrated(self, asked: Asked, stream: TokenStream) -> Measured:
+    def _calibrated(self, asked: Asked) -> Measured:
         """The fetches of a point's place, whatever stream, pace, cache and distance it has."""
         point = asked.point
         alike = Point(
@@ -87,27 +85,16 @@ class Predictor:
 
 def replayed(asked: Asked, stream: TokenStream, tokens_SB: NDArray[np.int64]) -> Misses:
     """Distinct rows that steps have to fetch behind the point's cache, by letting it see the stream."""
-    slots, bands = num_slots(asked), requested_bands(asked)
+    bands = requested_bands(asked)
     if not bands:
         return Misses(probability_N=np.ones(1))
-    fetcher = StoreFetcher(asked.material.store)
-    policy = POLICIES[asked.point.policy](slots, stream.counts) if slots else None
-    source = CachedSource(
-        fetcher,
-        num_slots=slots,
-        policy=policy,
-        bands=bands,
-        num_staging=NUM_STAGING,
-        arena=DeviceSlots(asked.material.spec),
-    )
-    source.warm()
     counts = []
-    for row in tokens_SB:
-        handle = source.start(np.ascontiguousarray(row), bands=bands)
-        for band in bands:
-            source.arrive(handle, band)
-        moved = sum(len(stretch.ids) for stretch in handle.stretches)
-        source.release(handle)
-        counts.append(moved)
-    frequency = np.bincount(counts)
-    return Misses(probability_N=frequency / frequency.sum())
+    in_memory = replace(asked, point=replace(asked.point, place="host"))
+    with cached_source(in_memory, stream.counts, DeviceSlots) as source:
+        for row in tokens_SB:
+            handle = source.start(np.ascontiguousarray(row), bands=bands)
+            for band in bands:
+                source.arrive(handle, band)
+            counts.append(sum(len(stretch.ids) for stretch in handle.stretches))
+            source.release(handle)
+    return Misses.counted(counts)

@@ -9,7 +9,7 @@ goes into it.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,11 +70,6 @@ def calibrate(
         arrivals_NQB=np.stack([fetches.arrival_QB for fetches in found]),
         host_NQ=np.stack([fetches.host_Q for fetches in found]),
     )
-
-
-def with_round_trip(measured: Measured, round_trip_s: float) -> Measured:
-    """The same over a link that is further away."""
-    return replace(measured, round_trip_s=round_trip_s)
 
 
 def _tokens(draw: np.random.Generator, source: CachedSource, batch: int, num_rows: int) -> NDArray[np.int64]:

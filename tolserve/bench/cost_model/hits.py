@@ -1,8 +1,8 @@
-"""How many distinct rows a step has to fetch: from a token stream, or from a Zipf law."""
+"""How many distinct rows a step has to fetch: as counted, or from a Zipf law."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,6 +29,12 @@ class Misses:
         if self.probability_N.ndim != 1 or (self.probability_N < 0).any() or abs(total - 1) > 1e-6:
             raise ValueError(f"probabilities of shape {self.probability_N.shape} add up to {total:.6f}, not to 1")
 
+    @classmethod
+    def counted(cls, counts: Sequence[int]) -> Misses:
+        """Of steps that have fetched so many rows."""
+        frequency = np.bincount(counts)
+        return cls(probability_N=frequency / frequency.sum())
+
     @property
     def mean(self) -> float:
         """Rows a step."""
@@ -44,17 +50,6 @@ class Misses:
         for group in np.array_split(counts, min(_MAX_CASES, len(counts))) if len(counts) else ():
             weight = self.probability_N[group]
             yield round(float(weight @ group / weight.sum())), float(weight.sum())
-
-
-def stream_misses(tokens_SB: NDArray[np.int64], on_device_V: NDArray[np.bool_]) -> Misses:
-    """Of a stream's steps.
-
-    Args:
-        tokens_SB: int64 [steps, batch]. on_device_V: bool [V], tokens whose rows are cached.
-    """
-    counts = [len(np.unique(step[~on_device_V[step]])) for step in tokens_SB]
-    frequency = np.bincount(counts)
-    return Misses(probability_N=frequency / frequency.sum())
 
 
 @lru_cache(maxsize=512)
