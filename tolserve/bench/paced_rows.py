@@ -73,6 +73,11 @@ class Regime:
         return self.size, self.layers_per_band
 
     @property
+    def has_bar(self) -> bool:
+        """Whether a figure is asked of it."""
+        return self.name in KEYS.values()
+
+    @property
     def name(self) -> str:
         """The key of the point, what differs from the usual behind it."""
         parts = [f"{self.size}_b{self.batch}"]
@@ -123,13 +128,15 @@ def regimes() -> list[Regime]:
     return [point for point in points if point.size == "12k" or point.layers_per_band == 4]
 
 
-def measure_paced(core: int | None, *, quick: bool) -> dict[str, Any]:
+def measure_paced(core: int | None, *, quick: bool, barred_only: bool = False) -> dict[str, Any]:
     """`paced_overhead` by key, and every point with its interval, split, fetches and bytes.
 
     A quick run leaves out the long rows where no bar is: to fill the device's share takes seconds for each place.
+    With `barred_only` no point is measured that has no key.
     """
     streams = {"text": text_stream(Path("data"), VOCAB_SIZE), "zipf": zipf_stream(VOCAB_SIZE, 400_000, seed=0)}
-    points = [point for point in regimes() if not quick or point.size == "12k" or point.name in KEYS.values()]
+    points = [point for point in regimes() if not quick or point.size == "12k" or point.has_bar]
+    points = [point for point in points if not barred_only or point.has_bar]
     found: dict[str, Any] = {}
     for kind in dict.fromkeys(point.node for point in points):
         rank, dtype = _SIZES[kind[0]]
@@ -151,16 +158,24 @@ def measure_paced(core: int | None, *, quick: bool) -> dict[str, Any]:
                     for point in alike:
                         num_pairs = _num_pairs(point, quick=quick)
                         found[point.name] = _measure(point, source, streams[point.stream], num_pairs)
-                        print(f"{point.name}: {found[point.name]}", flush=True)
+                        print(_line(point.name, found[point.name]), flush=True)
     return {"paced_overhead": {key: found[name]["overhead"] for key, name in KEYS.items()}, "paced": found}
 
 
 def _num_pairs(point: Regime, *, quick: bool) -> int:
     """More where a bar is held against the mean, since one stall of the machine is worth many steps."""
-    has_bar = point.name in KEYS.values()
     if quick:
-        return 200 if has_bar else 30
-    return 2000 if has_bar else 400
+        return 500 if point.has_bar else 30
+    return 2000 if point.has_bar else 400
+
+
+def _line(name: str, found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    ours, local = (found[key]["p99"] for key in ("step_us", "local_step_us"))
+    return (
+        f"{name}: {found['overhead']:+.2%} [{low:+.2%}, {high:+.2%}] of the ideal step, p99 {ours:.0f} us "
+        f"({local:.0f} us local), {found['fetching_steps']:.0%} of {found['pairs']} steps fetch"
+    )
 
 
 @contextmanager

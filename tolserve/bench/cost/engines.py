@@ -103,7 +103,11 @@ class _Kept:
 def contestants(
     asked: Asked, models: Models, materials: Materials, counts: Counts, *, max_tokens: int
 ) -> Iterator[dict[str, Engine]]:
-    """Engines by name: "rows" over the point's place, and those of `figures.REFERENCES`."""
+    """Engines by name: "rows" over the point's place, and those of `figures.REFERENCES`.
+
+    Those of the memory model share weights and KV cache: where a copy of the same weights happens to lie in memory is
+    worth some percent of a step, more than what is compared here.
+    """
     point = asked.point
     config = _config(point, models, max_tokens)
     memory = models.weights(point.engine, "memory")
@@ -117,10 +121,13 @@ def contestants(
         if point.place != "device":
             rows = as_asked(point.overlap, stack.enter_context(cached_source(asked, counts)))
         pinned = replace(config, pinned_bands=min(point.pinned_bands, len(asked.material.spec.bands)))
+        codes_local = _engine(memory, config, local, own)
         engines = {
-            "rows": _engine(memory, config if point.place in ("device", "computed") else pinned, rows, own),
-            "codes_local": _engine(memory, config, local, own),
-            "fp16_local": _engine(memory, config, models.table(point, FP16), fp16),
+            "rows": _engine(
+                memory, config if point.place in ("device", "computed") else pinned, rows, own, codes_local
+            ),
+            "codes_local": codes_local,
+            "fp16_local": _engine(memory, config, models.table(point, FP16), fp16, codes_local),
             "dense": make_engine(models.weights(point.engine, "base"), config),
         }
         for engine in engines.values():
@@ -137,8 +144,15 @@ def _nowhere() -> Any:
     raise AssertionError("computed rows are in no store")
 
 
-def _engine(weights: TensorSource, config: EngineConfig, source: RowSource, material: Material | None) -> Engine:
-    return make_engine(weights, config, source=source, expansions=None if material is None else material.expansions)
+def _engine(
+    weights: TensorSource,
+    config: EngineConfig,
+    source: RowSource,
+    material: Material | None,
+    base: Engine | None = None,
+) -> Engine:
+    expansions = None if material is None else material.expansions
+    return make_engine(weights, config, source=source, expansions=expansions, base=base)
 
 
 def _config(point: Point, models: Models, max_tokens: int) -> EngineConfig:
@@ -152,6 +166,7 @@ def _config(point: Point, models: Models, max_tokens: int) -> EngineConfig:
         num_blocks=num_seqs * (-(-length // _BLOCK_SIZE) + 1),
         max_num_seqs=num_seqs,
         max_model_len=length,
+        prefix_cache=False,
     )
 
 

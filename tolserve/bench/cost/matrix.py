@@ -60,7 +60,7 @@ FULL: Values = {
 }
 QUICK: Values = {
     "paced.round_trip": [0.1, 1.0, 10.0],
-    "paced.nodes": [4],
+    "paced.nodes": [2, 4],
     "paced.place": ["host", "flight", "host-cached"],
     "paced.rows": ["full-float16", "full-int4", "256-int4"],
     "paced.cache": [0.0, 0.5],
