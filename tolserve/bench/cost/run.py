@@ -27,6 +27,7 @@ from tolserve.bench.cost.streams import Streams
 from tolserve.bench.cost.terminal import Progress
 from tolserve.bench.paced_rows import measure_paced
 from tolserve.bench.peers import own_cores
+from tolserve.bench.streams import TokenStream
 from tolserve.transport.link import Address
 
 
@@ -89,14 +90,7 @@ class Runner:
     def measure(self, point: Point) -> dict[str, Any]:
         """One sweep's figures of a point."""
         effort, rents, slo = self._setting.effort, self._setting.rents, self._setting.slo
-        stream = self._streams.get(point.stream)
-        asked = Asked(
-            point=point,
-            material=self._materials.get(point),
-            fleet=self.fleet,
-            objects=self._objects,
-            counts=stream.counts,
-        )
+        asked, stream = self._asked(point)
         link = {"link_reached": reached(asked)} if point.is_networked else {}
         if point.engine == "paced":
             figures = paced.measure(
@@ -117,8 +111,19 @@ class Runner:
 
     def predict(self, point: Point) -> dict[str, float]:
         """What the cost model says of a paced point."""
-        asked = Asked(point=point, material=self._materials.get(point), fleet=self.fleet)
-        return self._predictor.predict(asked, self._streams.get(point.stream), num_steps=self._setting.effort.num_pairs)
+        return self._predictor.predict(*self._asked(point), num_steps=self._setting.effort.num_pairs)
+
+    def _asked(self, point: Point) -> tuple[Asked, TokenStream]:
+        """A point with what it is measured with, and its stream."""
+        stream = self._streams.get(point.stream)
+        asked = Asked(
+            point=point,
+            material=self._materials.get(point),
+            fleet=self.fleet,
+            objects=self._objects,
+            counts=stream.counts,
+        )
+        return asked, stream
 
     def close(self) -> None:
         """End nodes and object stores, close tables."""
