@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 from cluster.namespaces import Namespace, ip
 
-RATES: Mapping[str, str | None] = {"unshaped": None, "5gbit": "5gbit", "2.5gbit": "2500mbit", "1gbit": "1gbit"}
-"""Links by name, and what `tc` is told; None leaves a cable as it is."""
-_BURST = "256kb"
+RATES: Mapping[str, float | None] = {"unshaped": None, "5gbit": 5e9, "2.5gbit": 2.5e9, "1gbit": 1e9}
+"""Links by name and their bits a second; None leaves a cable as it is."""
+_BURST_S = 0.25e-3
+"""What may pass at once after a pause, in seconds of the link: much more, and a fetch after a pause is faster than it."""
 _LATENCY = "50ms"
 
 
-def lay_cables(one: Namespace, two: Namespace, rates: Mapping[str, str | None] = RATES) -> dict[str, str]:
+def lay_cables(one: Namespace, two: Namespace, rates: Mapping[str, float | None] = RATES) -> dict[str, str]:
     """A cable for each rate beside the one that the two have; by name the address of `two` on it.
 
     Raises:
@@ -28,6 +29,6 @@ def lay_cables(one: Namespace, two: Namespace, rates: Mapping[str, str | None] =
             ip("-n", place.name, "addr", "add", f"{address}/30", "dev", device)
             ip("-n", place.name, "link", "set", device, "up")
             if rate is not None:
-                place.shape(device, rate, burst=_BURST, latency=_LATENCY)
+                place.shape(device, f"{rate:.0f}bit", burst=f"{rate * _BURST_S / 8:.0f}b", latency=_LATENCY)
         found[name] = ends[two]
     return found

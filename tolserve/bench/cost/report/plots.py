@@ -44,7 +44,7 @@ def latency_by_place(run: Run) -> str:
         rows = [(_short(name, engine), values) for name, values in parts]
         title = "A step by where its rows are, " + ("paced engine" if engine == "paced" else "real engine, this CPU")
         note = (
-            "Medians of a token: the step of the same codes local, and what came on top. Hover a bar for its figures."
+            "Means of a token: the step of the same codes local, and what came on top. Hover a bar for its figures."
         )
         found.append(_figure(title, svg.bars(rows, ("computing", "waiting for rows"), unit="ms"), note))
     return "\n".join(filter(None, found))
@@ -196,9 +196,9 @@ def _without_cache(run: Run, engine: EngineName, place: str) -> list[Measured]:
 
 
 def _split_ms(one: Measured) -> tuple[float, float]:
-    """Milliseconds a token of the local step, and what came on top of it."""
-    local = one.mean("reference_itl_ms", "codes_local", "p50") or 0.0
-    own = one.mean("itl_ms", "p50") or 0.0
+    """Milliseconds a token of the local step, and what came on top of it; means, since few steps wait."""
+    local = one.mean("reference_itl_ms", "codes_local", "mean") or 0.0
+    own = one.mean("itl_ms", "mean") or 0.0
     return min(local, own), max(0.0, own - local)
 
 
