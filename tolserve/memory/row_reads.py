@@ -138,9 +138,9 @@ class RowReads:
             if self._over:
                 return
             self._open.discard(band)
-            self._over = not self._open
+            is_last = self._over = not self._open
         self.arrived[band].set_result(None)
-        if self._over:
+        if is_last:
             self._end()
             self.done.set_result(None)
 
