@@ -9,7 +9,7 @@ from cluster.namespaces import Namespace, ip
 RATES: Mapping[str, float | None] = {"unshaped": None, "5gbit": 5e9, "2.5gbit": 2.5e9, "1gbit": 1e9}
 """Links by name and their bits a second; None leaves a cable as it is."""
 _BURST_S = 0.25e-3
-"""What may pass at once after a pause, in seconds of the link: much more, and a fetch after a pause is faster than it."""
+"""What may pass at once after a pause, in seconds of the link; a larger bucket makes pauses look like bandwidth."""
 _LATENCY = "50ms"
 
 

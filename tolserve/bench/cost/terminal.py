@@ -30,11 +30,13 @@ class Progress:
 
 def table(points: list[dict[str, Any]]) -> str:
     """A line a point: means of its sweeps."""
+    measured = [point for point in points if point["sweeps"]]
+    width = max([len("point"), *(len(point["name"]) for point in measured)])
     head = (
-        f"{'point':<58}{'ms/token':>9}{'p99':>9}{'tokens/s':>10}{'B/token':>9}{'cached':>8}{'fetch ms':>9}{'stall':>8}"
+        f"{'point':<{width}}{'ms/token':>9}{'p99':>9}{'tokens/s':>10}{'B/token':>9}{'cached':>8}{'fetch ms':>9}{'stall':>8}"
         f"{'vs codes':>10}{'vs fp16':>10}{'vs dense':>10}{'$/M':>8}"
     )
-    lines = [_line(point["name"], point["sweeps"]) for point in points if point["sweeps"]]
+    lines = [_line(point["name"], point["sweeps"], width) for point in measured]
     return "\n".join([head, "-" * len(head), *lines])
 
 
@@ -44,7 +46,7 @@ def percent(share: float) -> str:
     return f"{value:+.0f} %" if abs(value) >= 100 else f"{value:+.1f} %"
 
 
-def _line(name: str, sweeps: list[dict[str, Any]]) -> str:
+def _line(name: str, sweeps: list[dict[str, Any]], width: int) -> str:
     def mean(*path: str) -> float | None:
         values = [_find(sweep, path) for sweep in sweeps]
         return None if any(value is None for value in values) else statistics.fmean(values)  # type: ignore[arg-type]
@@ -55,7 +57,7 @@ def _line(name: str, sweeps: list[dict[str, Any]]) -> str:
     prices = [percent(mean("price", one, "mean") or 0.0) for one in ("codes_local", "fp16_local", "dense")]
     hits = statistics.fmean(sweep["hits"].get("cache", 0.0) for sweep in sweeps)
     return (
-        f"{name:<58}{show(mean('itl_ms', 'p50'), '.3f'):>9}{show(mean('itl_ms', 'p99'), '.3f'):>9}"
+        f"{name:<{width}}{show(mean('itl_ms', 'p50'), '.3f'):>9}{show(mean('itl_ms', 'p99'), '.3f'):>9}"
         f"{show(mean('tokens_per_s'), ',.0f'):>10}{show(mean('bytes_a_token'), ',.0f'):>9}{hits:>8.0%}"
         f"{show(mean('fetch_ms', 'p50'), '.3f'):>9}{show(mean('stall_share'), '.1%'):>8}"
         f"{prices[0]:>10}{prices[1]:>10}{prices[2]:>10}{show(mean('dollars_per_million'), '.3f'):>8}"

@@ -73,9 +73,12 @@ def errors(points: Sequence[Compared], *, num_worst: int = 5) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
     """What `errors` found, for people."""
-    lines = [f"  {'point':<30} {'stall: measured':>16} {'predicted':>10} {'step: measured':>16} {'predicted':>10}  us"]
+    width = max(map(len, ("point", *found["points"])))
+    lines = [
+        f"  {'point':<{width}} {'stall: measured':>16} {'predicted':>10} {'step: measured':>16} {'predicted':>10}  us"
+    ]
     lines += [
-        f"  {name:<30} {point['measured_stall_us']:>16.1f} {point['predicted_stall_us']:>10.1f} "
+        f"  {name:<{width}} {point['measured_stall_us']:>16.1f} {point['predicted_stall_us']:>10.1f} "
         f"{point['measured_step_us']:>16.1f} {point['predicted_step_us']:>10.1f}"
         for name, point in found["points"].items()
     ]

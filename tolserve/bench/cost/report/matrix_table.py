@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from html import escape
 
@@ -9,30 +10,40 @@ from tolserve.bench.cost.report.data import Measured, Run
 from tolserve.bench.cost.terminal import percent
 
 Cell = tuple[float | None, str]
-"""A value to sort by, and a form to show it in; "%" is a signed percentage."""
+"""A value to sort by, and how it is shown."""
+
+
+def _cell(value: float | None, form: str) -> Cell:
+    """A value in a form; "%" is a signed percentage."""
+    if value is None:
+        return None, ""
+    if form == ".3g" and abs(value) >= 1000:
+        form = ",.0f"
+    return value, percent(value) if form == "%" else format(value, form)
 
 
 def _path(*path: str, form: str = ".3g") -> Callable[[Measured], Cell]:
-    return lambda one: (one.mean(*path), form)
+    return lambda one: _cell(one.mean(*path), form)
 
 
 def _hits(one: Measured) -> Cell:
-    values = [sweep["hits"].get("cache", 0.0) for sweep in one.sweeps]
-    return sum(values) / len(values), ".0%"
+    tiers = dict.fromkeys(tier for sweep in one.sweeps for tier in sweep["hits"])
+    shares = {tier: statistics.fmean(sweep["hits"].get(tier, 0.0) for sweep in one.sweeps) for tier in tiers}
+    return shares.get("cache", 0.0), ", ".join(f"{tier} {share:.1%}" for tier, share in shares.items())
 
 
 def _nodes(one: Measured) -> Cell:
     held = one.sweeps[0]["resident_bytes"]
-    return (sum(held["memory_nodes"]) or held["host"] or held["disk"]) / 1e6, ",.0f"
+    return _cell((sum(held["memory_nodes"]) or held["host"] or held["disk"]) / 1e6, ",.0f")
 
 
 def _device(one: Measured) -> Cell:
-    return one.sweeps[0]["resident_bytes"]["attention_node"] / 1e6, ",.0f"
+    return _cell(one.sweeps[0]["resident_bytes"]["attention_node"] / 1e6, ",.0f")
 
 
 def _sweeps(one: Measured) -> Cell:
     medians = [sweep["median_ms"] for sweep in one.sweeps]
-    return (max(medians) / min(medians) - 1 if len(medians) > 1 else None), ".1%"
+    return _cell(max(medians) / min(medians) - 1 if len(medians) > 1 else None, ".1%")
 
 
 COLUMNS: dict[str, Callable[[Measured], Cell]] = {
@@ -52,7 +63,7 @@ COLUMNS: dict[str, Callable[[Measured], Cell]] = {
     "rows/step": _path("rows_a_step"),
     "unique": _path("unique_rows_a_step"),
     "bytes/token": _path("bytes_a_token", form=",.0f"),
-    "cached": _hits,
+    "rows found in": _hits,
     "fetch p50 ms": _path("fetch_ms", "p50"),
     "fetch p99 ms": _path("fetch_ms", "p99"),
     "stall": _path("stall_share", form=".1%"),
@@ -75,13 +86,9 @@ def render(run: Run) -> str:
 
 def _row(one: Measured) -> str:
     name, factor = escape(one.name, quote=True), escape(one.point.factor, quote=True)
-    cells = [_cell(*column(one)) for column in COLUMNS.values()]
+    cells = [_html(*column(one)) for column in COLUMNS.values()]
     return f'<tr><td data-v="{name}">{name}</td><td data-v="{factor}">{factor}</td>{"".join(cells)}</tr>'
 
 
-def _cell(value: float | None, form: str) -> str:
-    if value is None:
-        return "<td></td>"
-    if form == ".3g" and abs(value) >= 1000:
-        form = ",.0f"
-    return f'<td data-v="{value:.6g}">{percent(value) if form == "%" else format(value, form)}</td>'
+def _html(value: float | None, text: str) -> str:
+    return "<td></td>" if value is None else f'<td data-v="{value:.6g}">{escape(text)}</td>'

@@ -10,6 +10,7 @@ from tolserve.bench.cost.point import EngineName
 from tolserve.bench.cost.report import svg
 from tolserve.bench.cost.report.data import Measured, Run
 from tolserve.bench.cost.report.svg import Axis, Series
+from tolserve.bench.cost_model.check import FLOOR_US
 
 PRICE = Axis(label="added to a step, of the same codes local", percent=True)
 _LOSS = 1e-6
@@ -28,6 +29,7 @@ def figures(run: Run) -> str:
         rate_by_cache,
         price_by_batch,
         predictions,
+        predicted_stalls,
     )
     return "\n".join(filter(None, (maker(run) for maker in makers)))
 
@@ -43,9 +45,7 @@ def latency_by_place(run: Run) -> str:
                     parts.append((one.name, _split_ms(one)))
         rows = [(_short(name, engine), values) for name, values in parts]
         title = "A step by where its rows are, " + ("paced engine" if engine == "paced" else "real engine, this CPU")
-        note = (
-            "Means of a token: the step of the same codes local, and what came on top. Hover a bar for its figures."
-        )
+        note = "Means of a token: the step of the same codes local, and what came on top. Hover a bar for its figures."
         found.append(_figure(title, svg.bars(rows, ("computing", "waiting for rows"), unit="ms"), note))
     return "\n".join(filter(None, found))
 
@@ -161,15 +161,38 @@ def price_by_batch(run: Run) -> str:
 
 def predictions(run: Run) -> str:
     """Predicted against measured step times, where the cost model has added them."""
-    points = [one for one in run.points if one.predicted is not None]
-    values = [((one.mean("step_us") or 0.0) / 1e3, one.predicted["step_us"] / 1e3) for one in points if one.predicted]
-    chart = svg.plot(
-        _with_points([Series(name="points", points=values, is_line=False)]),
-        x=Axis(label="measured ms a step", scale="log"),
-        y=Axis(label="predicted ms a step", scale="log"),
+    note = "The cost model has its parameters from micro-benchmarks alone; on the line they agree."
+    return _figure("Predicted against measured steps", _agreement(run, "step_us", least=1.0), note)
+
+
+def predicted_stalls(run: Run) -> str:
+    """The same of what rows add to a step, which most steps hide."""
+    note = f"Points below {FLOOR_US:.0f} us are within a step's noise; those below 1 us are drawn there."
+    return _figure("Predicted against measured stalls", _agreement(run, "stall_us", least=1.0), note)
+
+
+def _agreement(run: Run, key: str, *, least: float) -> str:
+    points = [
+        (max(one.mean(key) or 0.0, least), max(one.predicted[key], least), one.name)
+        for one in run.points
+        if one.predicted is not None
+    ]
+    what = "step" if key == "step_us" else "stall"
+    return svg.plot(
+        _with_points(
+            [
+                Series(
+                    name="paced points",
+                    points=[(x, y) for x, y, _ in points],
+                    labels=[name for _, _, name in points],
+                    is_line=False,
+                )
+            ]
+        ),
+        x=Axis(label=f"measured us of {what}", scale="log"),
+        y=Axis(label=f"predicted us of {what}", scale="log"),
         diagonal=True,
     )
-    return _figure("Predicted against measured", chart, "From micro-benchmarks alone; on the line they agree.")
 
 
 def _prices(name: str, points: Sequence[Measured], at: Callable[[Measured], float]) -> Series:

@@ -15,11 +15,12 @@ _LEGEND_STEP = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points (x, y) in order of x, with (low, high) where there are intervals."""
+    """Points (x, y) in order of x, with (low, high) where there are intervals, and names of their own where given."""
 
     name: str
     points: Sequence[tuple[float, float]]
     intervals: Sequence[tuple[float, float]] = ()
+    labels: Sequence[str] = ()
     is_line: bool = True
 
 
@@ -125,8 +126,9 @@ def _draw(frame: _Frame, one: Series, colour: str) -> None:
     for (x, _), (low, high) in zip(places, one.intervals, strict=False):
         ends = [min(max(frame.at_y(bound), _TOP), HEIGHT - _BOTTOM) for bound in _shown(frame, low, high)]
         frame.parts.append(_line([(x, ends[0]), (x, ends[1])], colour))
-    for (x, y), (data_x, data_y) in zip(places, one.points, strict=True):
-        title = f"{one.name}: {frame.x.show(data_x)}, {frame.y.show(data_y)}"
+    labels = one.labels or [one.name] * len(places)
+    for (x, y), (data_x, data_y), label in zip(places, one.points, labels, strict=True):
+        title = f"{label}: {frame.x.show(data_x)}, {frame.y.show(data_y)}"
         frame.parts.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"><title>{escape(title)}</title></circle>'
         )
