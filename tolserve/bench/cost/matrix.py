@@ -60,7 +60,7 @@ FULL: Values = {
 }
 QUICK: Values = {
     "paced.round_trip": [0.1, 1.0, 10.0],
-    "paced.nodes": [2, 4],
+    "paced.nodes": [2],
     "paced.place": ["host", "flight", "host-cached"],
     "paced.rows": ["full-float16", "full-int4", "256-int4"],
     "paced.cache": [0.0, 0.5],
@@ -69,7 +69,7 @@ QUICK: Values = {
     "paced.pace": [10.0, 40.0],
     "paced.stream": ["text-own", "zipf-256k", "recorded"],
     "paced.link_rows": ["full-float16"],
-    "tiny.place": ["computed", "device", "host", "mapped", "cold", *_BEYOND_TCP],
+    "tiny.place": ["computed", "device", "mapped", "cold", "ray", "store"],
     "tiny.round_trip": [1.0],
     "tiny.rows": ["full-float16", "full-int4"],
     "tiny.nodes": [],

@@ -33,8 +33,8 @@ def table(points: list[dict[str, Any]]) -> str:
     measured = [point for point in points if point["sweeps"]]
     width = max([len("point"), *(len(point["name"]) for point in measured)])
     head = (
-        f"{'point':<{width}}{'ms/token':>9}{'p99':>9}{'tokens/s':>10}{'B/token':>9}{'cached':>8}{'fetch ms':>9}{'stall':>8}"
-        f"{'vs codes':>10}{'vs fp16':>10}{'vs dense':>10}{'$/M':>8}"
+        f"{'point':<{width}}{'ms/token':>9}{'p99':>9}{'tokens/s':>10}{'B/token':>9}{'cached':>8}{'fetch ms':>9}"
+        f"{'stall':>8}{'vs codes':>10}{'vs fp16':>10}{'vs dense':>10}{'$/M':>8}"
     )
     lines = [_line(point["name"], point["sweeps"], width) for point in measured]
     return "\n".join([head, "-" * len(head), *lines])

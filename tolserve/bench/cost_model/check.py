@@ -74,9 +74,8 @@ def errors(points: Sequence[Compared], *, num_worst: int = 5) -> dict[str, Any]:
 def table(found: Mapping[str, Any]) -> str:
     """What `errors` found, for people."""
     width = max(map(len, ("point", *found["points"])))
-    lines = [
-        f"  {'point':<{width}} {'stall: measured':>16} {'predicted':>10} {'step: measured':>16} {'predicted':>10}  us"
-    ]
+    heads = ("stall: measured", "predicted", "step: measured", "predicted")
+    lines = [f"  {'point':<{width}} {heads[0]:>16} {heads[1]:>10} {heads[2]:>16} {heads[3]:>10}  us"]
     lines += [
         f"  {name:<{width}} {point['measured_stall_us']:>16.1f} {point['predicted_stall_us']:>10.1f} "
         f"{point['measured_step_us']:>16.1f} {point['predicted_step_us']:>10.1f}"
