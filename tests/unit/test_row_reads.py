@@ -17,10 +17,10 @@ ROWS = np.arange(6, dtype=np.uint8).reshape(2, 3)
 def watched(num_bands: int) -> tuple[RowReads, list[Future[Rows]]]:
     """Reads of one range a band, and the futures that bring them."""
     ranges = [RowRead(band=band, places=np.arange(2)) for band in range(num_bands)]
-    reads, futures = RowReads(ranges, tuple(range(num_bands))), []
-    for read in ranges:
-        futures.append(Future())
-        reads.watch(read, futures[-1])
+    reads = RowReads(ranges, tuple(range(num_bands)))
+    futures: list[Future[Rows]] = [Future() for _ in ranges]
+    for read, future in zip(ranges, futures, strict=True):
+        reads.watch(read, future)
     return reads, futures
 
 

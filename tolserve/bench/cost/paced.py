@@ -13,6 +13,7 @@ from tolserve.bench.cost.figures import REFERENCES, latency, prices, rounded, sh
 from tolserve.bench.cost.places import Asked, resident_bytes
 from tolserve.bench.cost.prices import Rents, Slo
 from tolserve.bench.cost.sources import as_asked, cached_source, device_bytes, host_source, requested_bands
+from tolserve.bench.disturbed import Disturbances, undisturbed
 from tolserve.bench.paced import PacedEngine, StepTime
 from tolserve.bench.paced_rows import DeviceSlots
 from tolserve.bench.streams import TokenStream
@@ -32,16 +33,17 @@ def measure(
     point, spec = asked.point, asked.material.spec
     tokens = stream.batches(point.batch, num_pairs + _WARM_STEPS)
     with cached_source(asked, stream.counts, DeviceSlots) as source:
-        steps = _alternate(asked, source, tokens, limit_s)
+        turns, num_lost = _alternate(asked, source, tokens, limit_s)
         alone = _fetch_alone(asked, source, tokens[:_CHECKED_STEPS])
-    own = [step.step_s for step in steps["rows"]]
-    references = {name: [step.step_s for step in steps[name]] for name in REFERENCES}
+    own = [turn["rows"].step_s for turn in turns]
+    references = {name: [turn[name].step_s for turn in turns] for name in REFERENCES}
     ideal_s = point.pace_us * 1e-6 * sum(len(band.layers) for band in spec.bands)
     mean_s, local_s = float(np.mean(own)), float(np.mean(references["codes_local"]))
     held = resident_bytes(point, spec, device_bytes(asked))
     rate = point.batch / mean_s
     return {
         "num_pairs": len(own),
+        "num_left_out": num_lost,
         "ttft_ms": None,
         "itl_ms": latency(own),
         "reference_itl_ms": {name: latency(values) for name, values in references.items()},
@@ -49,7 +51,7 @@ def measure(
         "goodput_tokens_per_s": rounded(rate * float(np.mean(np.array(own) <= slo.slack * ideal_s))),
         "rows_a_step": point.batch,
         "unique_rows_a_step": rounded(np.mean([len(np.unique(row)) for row in tokens[: len(own)]])),
-        "bytes_a_token": rounded(np.mean([step.bytes_moved for step in steps["rows"]]) / point.batch),
+        "bytes_a_token": rounded(np.mean([turn["rows"].bytes_moved for turn in turns]) / point.batch),
         **alone,
         "stall_us": rounded((mean_s - local_s) * 1e6),
         "step_us": rounded(mean_s * 1e6),
@@ -70,8 +72,12 @@ def measure(
 
 def _alternate(
     asked: Asked, source: CachedSource, tokens: NDArray[np.int64], limit_s: float
-) -> dict[str, list[StepTime]]:
-    """Steps of the point and its references in an order that turns, warm ones left out."""
+) -> tuple[list[dict[str, StepTime]], int]:
+    """Steps of the point and its references in an order that turns, by turn, but for warm ones.
+
+    Returns:
+        The turns that nothing disturbed, and how many others there were.
+    """
     point, spec = asked.point, asked.material.spec
     num_layers = tuple(len(band.layers) for band in spec.bands)
     pace_s = point.pace_us * 1e-6
@@ -85,14 +91,18 @@ def _alternate(
         for engine in engines.values():
             stack.callback(engine.close)
         names = list(engines)
-        steps: dict[str, list[StepTime]] = {name: [] for name in names}
+        turns: list[dict[str, StepTime]] = []
+        was_disturbed: list[bool] = []
+        disturbances = Disturbances()
         began = time.monotonic()
         for turn in range(len(tokens)):
             if turn >= _WARM_STEPS + _LEAST_PAIRS and time.monotonic() - began > limit_s:
                 break
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                steps[name].append(engines[name].step())
-    return {name: values[_WARM_STEPS:] for name, values in steps.items()}
+            first = turn % len(names)
+            turns.append({name: engines[name].step() for name in names[first:] + names[:first]})
+            was_disturbed.append(disturbances.any())
+    kept = undisturbed(turns[_WARM_STEPS:], was_disturbed[_WARM_STEPS:])
+    return kept, len(turns) - _WARM_STEPS - len(kept)
 
 
 def _fetch_alone(asked: Asked, source: CachedSource, tokens: NDArray[np.int64]) -> dict[str, Any]:

@@ -15,13 +15,14 @@ from tolserve.bench.cost.material import Materials
 from tolserve.bench.cost.places import Asked, resident_bytes
 from tolserve.bench.cost.prices import Rents, Slo
 from tolserve.bench.cost.sources import bare_source, device_bytes
+from tolserve.bench.disturbed import Disturbances, undisturbed
 from tolserve.bench.streams import TokenStream
 from tolserve.engine.engine import Engine
 from tolserve.engine.request import SamplingParams
 
 NUM_TOKENS = 16
 """Tokens that each request is answered with."""
-_LEAST_ROUNDS = 5
+_LEAST_ROUNDS = 3
 _ALONE = 20
 _WARM_ROUNDS = 1
 
@@ -89,12 +90,13 @@ def measure(
     rents: Rents,
     slo: Slo,
 ) -> dict[str, Any]:
-    """All figures of a point, from at most `num_rounds` rounds or `limit_s`, and at least 5 rounds."""
+    """All figures of a point, from at most `num_rounds` rounds or `limit_s`, and at least 3 rounds."""
     point = asked.point
     if point.place == "computed":
         asked = Asked(point=point, material=computed_material(models), fleet=asked.fleet)
     with contestants(asked, models, materials, stream.counts, max_tokens=NUM_TOKENS) as engines:
-        rounds = _alternate(asked, stream, engines, num_rounds, limit_s)
+        turns, num_lost = _alternate(asked, stream, engines, num_rounds, limit_s)
+    rounds = {name: [turn[name] for turn in turns] for name in ("rows", *REFERENCES)}
     own, spec = rounds["rows"], asked.material.spec
     between = [one for done in own for gaps in done.between for one in gaps]
     count = sum(len(tokens) for done in own for tokens in done.tokens)
@@ -105,6 +107,7 @@ def measure(
     needed = sum(done.rows["rows_needed"] for done in own)
     return {
         "num_pairs": len(own),
+        "num_left_out": num_lost,
         "ttft_ms": latency([one for done in own for one in done.first]),
         "itl_ms": latency(between),
         "reference_itl_ms": {
@@ -138,11 +141,17 @@ def measure(
 
 def _alternate(
     asked: Asked, stream: TokenStream, engines: dict[str, Engine], num_rounds: int, limit_s: float
-) -> dict[str, list[Round]]:
-    """The same requests at every engine, in an order that turns; the first round is not counted."""
+) -> tuple[list[dict[str, Round]], int]:
+    """The same requests at every engine, in an order that turns, by turn; the first is not counted.
+
+    Returns:
+        The turns that nothing disturbed, and how many others there were.
+    """
     point = asked.point
     names = list(engines)
-    rounds: dict[str, list[Round]] = {name: [] for name in names}
+    turns: list[dict[str, Round]] = []
+    was_disturbed: list[bool] = []
+    disturbances = Disturbances()
     draw = np.random.default_rng(0)
     count = num_requests(point)
     began = time.monotonic()
@@ -152,9 +161,11 @@ def _alternate(
         starts = draw.integers(0, len(stream.tokens) - point.prompt, count)
         prompts = [stream.tokens[start : start + point.prompt].tolist() for start in starts]
         gaps = draw.exponential(1 / point.arrivals_per_s, count) if point.arrivals_per_s else np.zeros(count)
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            rounds[name].append(serve(engines[name], prompts, np.cumsum(gaps).tolist()))
-    return {name: values[_WARM_ROUNDS:] for name, values in rounds.items()}
+        first, times = turn % len(names), np.cumsum(gaps).tolist()
+        turns.append({name: serve(engines[name], prompts, times) for name in names[first:] + names[:first]})
+        was_disturbed.append(disturbances.any())
+    kept = undisturbed(turns[_WARM_ROUNDS:], was_disturbed[_WARM_ROUNDS:])
+    return kept, len(turns) - _WARM_ROUNDS - len(kept)
 
 
 def _fetch_alone(asked: Asked, stream: TokenStream) -> dict[str, float] | None:

@@ -67,7 +67,7 @@ def method(run: Run) -> str:
     parts = [
         "Every point is taken in turn with its three references: the same codes in device memory, full fp16 rows in "
         "device memory, and the dense FFN. Prices are means of paired differences over the reference's mean, with 95 % "
-        "intervals. All points are swept over twice; figures are means of the two sweeps.",
+        "intervals. All points are swept over twice; figures are means of the two sweeps. " + _left_out(run),
         "The paced engine stands for a GPU: the device is a timeline on which a layer takes the given time, the "
         "scheduler, cache, client and network are real and work beside it. Its dense reference takes 1.49 times as "
         "long a layer, the paper's own ratio on an A100; its two local references differ in nothing that a timeline "
@@ -99,6 +99,16 @@ def machine(run: Run) -> str:
         ),
     ]
     return "".join(f"<p class=soft>{escape(part)}</p>" for part in parts)
+
+
+def _left_out(run: Run) -> str:
+    """How many turns were disturbed."""
+    sweeps = [sweep for one in run.points for sweep in one.sweeps]
+    lost, kept = (sum(sweep.get(name, 0) for sweep in sweeps) for name in ("num_left_out", "num_pairs"))
+    return (
+        "Turns in which another process or the host of a virtual machine took the core away, by the system's own "
+        f"counts, are left out, whichever contestant was computing: {lost:,} of {lost + kept:,}."
+    )
 
 
 def _errors(summary: dict[str, object]) -> str:
