@@ -26,7 +26,11 @@ window.addEventListener("load", () => {
   heads[0].querySelector("button").click(); const first = table.tBodies[0].rows[0].cells[0].textContent;
   const wide = [...document.querySelectorAll("svg, h1, p, figure")].filter(
     one => one.getBoundingClientRect().right > document.documentElement.clientWidth + 1).length;
-  const found = {errors, up, down, sorted, first, wide, width: document.documentElement.clientWidth,
+  const cut = [...document.querySelectorAll("svg text")].filter(text => {
+    const own = text.getBoundingClientRect(), whole = text.closest("svg").getBoundingClientRect();
+    return own.left < whole.left - 1 || own.right > whole.right + 1 || own.top < whole.top - 1;
+  }).map(text => text.textContent);
+  const found = {errors, cut, up, down, sorted, first, wide, width: document.documentElement.clientWidth,
     scrolls: document.documentElement.scrollWidth > document.documentElement.clientWidth,
     paper: getComputedStyle(document.body).backgroundColor, ink: getComputedStyle(document.body).color,
     requests: performance.getEntriesByType("resource").length};
@@ -53,7 +57,7 @@ def look(folder: Path, *options: str) -> dict[str, object]:
 
 def test_wide_and_light_with_a_table_that_sorts(tmp_path: Path) -> None:
     seen = look(tmp_path, "--window-size=1280,900")
-    assert seen["errors"] == [] and seen["requests"] == 0
+    assert seen["errors"] == [] and seen["requests"] == 0 and seen["cut"] == []
     assert seen["up"] == sorted(seen["up"]) and seen["down"] == seen["up"][::-1]  # type: ignore[call-overload, index]
     assert seen["sorted"] == "ascending" and str(seen["first"]).startswith("1b:")
     assert not seen["scrolls"] and seen["wide"] == 0
@@ -62,6 +66,6 @@ def test_wide_and_light_with_a_table_that_sorts(tmp_path: Path) -> None:
 
 def test_narrow_and_dark(tmp_path: Path) -> None:
     seen = look(tmp_path, "--window-size=400,900", "--blink-settings=preferredColorScheme=0")
-    assert seen["errors"] == []
+    assert seen["errors"] == [] and seen["cut"] == []
     assert int(str(seen["width"])) <= 500 and not seen["scrolls"] and seen["wide"] == 0
     assert seen["paper"] == "rgb(20, 23, 27)" and seen["ink"] == "rgb(230, 233, 237)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html import escape
 
 from tolserve.bench.cost.places import PLACES
@@ -84,10 +85,14 @@ def price_by_pace(run: Run) -> str:
 def price_by_round_trip(run: Run) -> str:
     """Overhead against what the delaying transport really added."""
     points = [one for one in run.along("paced", "round_trip_ms") if one.point.round_trip_ms]
-    series = [_prices("base", points, lambda one: one.mean("link_reached", "added_ms") or one.point.round_trip_ms)]
+    series = _positive(
+        _prices("base", points, lambda one: one.mean("link_reached", "added_ms") or one.point.round_trip_ms)
+    )
     return _figure(
         "Price against added round trip",
-        svg.plot(_with_points(series), x=Axis(label="ms added, as reached", scale="log"), y=PRICE),
+        svg.plot(
+            _with_points([series]), x=Axis(label="ms added, as reached", scale="log"), y=replace(PRICE, scale="log")
+        ),
         "The delay is put in by a transport in the client's process; the axis shows what one row really took longer.",
     )
 
@@ -201,6 +206,16 @@ def _prices(name: str, points: Sequence[Measured], at: Callable[[Measured], floa
         name=name,
         points=[(at(one), price[0]) for one, price in zip(points, prices, strict=True)],
         intervals=[price[1:] for price in prices],
+    )
+
+
+def _positive(series: Series) -> Series:
+    """The points that a logarithmic scale has."""
+    kept = [index for index, (_, price) in enumerate(series.points) if price > 0]
+    return replace(
+        series,
+        points=[series.points[index] for index in kept],
+        intervals=[series.intervals[index] for index in kept],
     )
 
 

@@ -9,7 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 560, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 14, 30, 46
-_BAR_LEFT = 210
+_BAR_LEFT, _BAR_RIGHT = 272, 80
 _LEGEND_STEP = 8.0
 
 
@@ -102,7 +102,7 @@ def bars(rows: Sequence[tuple[str, Sequence[float]]], parts: Sequence[str], *, u
     top, step = 34, 26
     height = top + step * len(rows) + 30
     longest = max(sum(values) for _, values in rows) or 1.0
-    room = WIDTH - _BAR_LEFT - 62
+    room = WIDTH - _BAR_LEFT - _BAR_RIGHT
     out = _legend(parts, 8)
     for index, (name, values) in enumerate(rows):
         y = top + index * step
