@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import sys
 import tempfile
@@ -50,6 +51,7 @@ def actor() -> Any:
     return _actors[0]
 
 
+@atexit.register
 def end() -> None:
     """Take the cluster down where there is one."""
     _cluster.close()

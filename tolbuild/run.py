@@ -36,13 +36,16 @@ from tolbuild.drive.voice import Voice
 from tolbuild.table.errors import ToLError
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: the same tidy end as Ctrl-C."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build a table; 0 when it is there, 1 with the reason on standard error, 130 (143) when stopped (by SIGTERM)."""
-    before = signal.signal(signal.SIGTERM, _terminate)
+    signals: list[int] = []
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        """The same tidy end as Ctrl-C; noted, since whoever waits in Ray gets a KeyboardInterrupt of Ray's own."""
+        signals.append(signum)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
     voice = Voice()
     try:
         config = parse(BuildConfig, module="tolbuild.run", doc=__doc__, arguments=arguments)
@@ -55,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ToLError, RuntimeError) as error:
         _fail(voice, "error", f"error: {error}")
         return 1
-    except KeyboardInterrupt as interrupt:
+    except KeyboardInterrupt:
         _fail(voice, "stopped", "stopped; the same command goes on from here and repeats no finished cell")
-        return 143 if isinstance(interrupt, Terminated) else 130
+        return 143 if signals else 130
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
@@ -81,10 +84,6 @@ def _fail(voice: Voice, event: str, text: str) -> None:
         voice.event(event, text=text)
     else:
         voice.say(text)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 if __name__ == "__main__":
