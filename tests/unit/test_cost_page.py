@@ -51,7 +51,7 @@ def test_a_full_run_makes_one_small_file_that_loads_nothing(tmp_path: Path) -> N
     assert not OUTSIDE.search(text), OUTSIDE.search(text)
     assert all(f'<td data-v="{point["name"]}">' in text for point in result["points"])
     assert "some &lt;CPU&gt;" in text and "prefers-color-scheme: dark" in text
-    assert len(titles(text)) == 11
+    assert len(titles(text)) == 12
 
 
 def test_what_was_not_measured_is_not_drawn() -> None:

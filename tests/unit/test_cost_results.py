@@ -33,6 +33,10 @@ def test_an_interrupted_run_keeps_its_points_and_measures_the_rest(tmp_path: Pat
     assert [(n, point.name) for n, point in again.left()] == [(n, point.name) for n, point in first.left()]
     for _, point in again.left():
         again.add(point, made_up(point))
+    last = results(path)
+    assert last.left() == [] and last.num_kept == again.num_kept, "paced_overhead is still to be measured"
+    last.finish()
+    again = last
     assert again.finished and json.loads(path.read_text())["finished"]
     assert not list(path.parent.glob("*.part"))
     assert results(path).num_kept == 0, "a finished run is begun anew"

@@ -54,6 +54,12 @@ def undisturbed(turns: Sequence[T], was_disturbed: Sequence[bool]) -> list[T]:
     return [turn for turn, disturbed in zip(turns, was_disturbed, strict=True) if not disturbed]
 
 
+def left_out(was_disturbed: Sequence[bool]) -> dict[str, int]:
+    """How many turns were disturbed, and how many of these `undisturbed` leaves out: all of them, or none."""
+    num = sum(was_disturbed)
+    return {"num_disturbed": num, "num_left_out": 0 if num > _MOST * len(was_disturbed) else num}
+
+
 def _counts() -> _Counts:
     own_ns = time.process_time_ns() - time.thread_time_ns()
     return _Counts(_column(_STAT, _STEAL), _column(_SCHEDSTAT, _RUN_DELAY), own_ns)

@@ -65,7 +65,9 @@ def started(command: list[str], description: dict[str, Any], fault: Callable[[in
     Args:
         fault: raised where the process ends before it is ready, made of its exit status.
     """
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(  # Ctrl-C is for this process, which ends the child by its standard input
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert child.stdin is not None
     assert child.stdout is not None
     try:

@@ -17,7 +17,7 @@ from tolserve.transport.link import Address, Link, Transport
 class DelayedLink:
     """Holds requests back for `round_trip_s` and hands over at most `bytes_per_s` (0: no limit)."""
 
-    _BURST_S = 1e-3
+    _BURST_S = 0.25e-3
 
     def __init__(self, link: Link, round_trip_s: float, bytes_per_s: float) -> None:
         self._link = link

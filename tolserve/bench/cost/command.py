@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,7 +19,7 @@ from tolbuild.bench.machine import describe
 from tolserve.bench.cost.matrix import matrix
 from tolserve.bench.cost.options import FOLDER
 from tolserve.bench.cost.prices import Rents, Slo
-from tolserve.bench.cost.report import page
+from tolserve.bench.cost.report import page, words
 from tolserve.bench.cost.run import Setting, absent, measure_overhead, servable, sweep
 from tolserve.bench.cost.state import Results
 from tolserve.bench.cost.summary import compared, summarise
@@ -37,10 +43,20 @@ def main(options: argparse.Namespace) -> None:
     points, left_out = servable(setting, matrix(full=setting.full, links=list(setting.links), only=options.only))
     reasons = absent(points)
     points = [point for point in points if point.name not in reasons]
-    key = {"full": setting.full, "points": [point.name for point in points]}
+    key = {
+        "full": setting.full,
+        "points": [point.name for point in points],
+        "rents": vars(setting.rents),
+        "slo": vars(setting.slo),
+        "data": str(setting.data),
+        "memory_nodes": len(setting.memory_nodes),
+        "links": sorted(setting.links),
+    }
     name = "full" if setting.full else "quick"
     out = options.out or FOLDER / f"{name}.json"
     report = options.report or out.with_suffix(".html")
+    if report == out:
+        raise ValueError(f"--out {out} is where the page would go; name a .json, or another --report")
     results = Results(out, points, key, fresh=options.fresh)
     print(f"result: {out}\nreport: {report} (when all is measured)", flush=True)
     if results.num_kept:
@@ -51,21 +67,42 @@ def main(options: argparse.Namespace) -> None:
         print(f"left out: {name}: {reason}", flush=True)
     results.about |= _about(setting) | ({"absent": reasons} if reasons else {})
     try:
-        sweep(setting, results)
-        measure_overhead(setting, results)
+        with _terminated_as_interrupted() as signals:
+            sweep(setting, results)
+            measure_overhead(setting, results)
     except KeyboardInterrupt:
         print(f"interrupted: {results.num_kept} measurements are kept; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if signals else 130)
     result = results.to_dict()
     page.write(result, report)
     print(table(result["points"]))
     if found := compared(result["points"]):
-        print(f"\nThe cost model against the paced points:\n{check.table(check.errors(found))}\n")
+        print(f"\nThe cost model against the paced points:\n{check.table(check.errors(found))}")
+        print(f"  {words.from_descriptions(result)}\n")
     print(json.dumps(summarise(result)), flush=True)
 
 
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[list[int]]:
+    """SIGTERM ends what was started as Ctrl-C does; the list then has it."""
+    signals: list[int] = []
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        signals.append(signum)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _about(setting: Setting) -> dict[str, Any]:
-    line = "python -m tolserve.bench cost" + (" --full" if setting.full else " --quick")
+    line = shlex.join(["python", "-m", "tolserve.bench", *sys.argv[1:]])
     device = torch.device("cpu")
     return {
         "quick": not setting.full,
@@ -89,7 +126,7 @@ def _setting(options: argparse.Namespace) -> Setting:
         rents=Rents(**{name: getattr(options, name) for name in vars(Rents())}),
         slo=Slo(**{name: getattr(options, f"slo_{name}") for name in vars(Slo())}),
         memory_nodes=nodes,
-        links=links or ({"given": nodes[0][0]} if nodes else {}),
+        links=links or ({"given": ""} if nodes else {}),
         bare_socket_port=options.bare_socket_port,
     )
 
@@ -104,5 +141,6 @@ def _address(text: str) -> Address:
 def _pair(text: str, mark: str, option: str) -> tuple[str, str]:
     before, found, after = text.rpartition(mark)
     if not found or not before or not after:
-        raise ValueError(f"{option} has {text!r}; each is of the form X{mark}Y")
+        form = "HOST:PORT" if mark == ":" else "NAME=HOST"
+        raise ValueError(f"{option} has {text!r}; each is {form}")
     return before, after

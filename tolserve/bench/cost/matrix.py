@@ -69,8 +69,8 @@ QUICK: Values = {
     "paced.pace": [10.0, 40.0],
     "paced.stream": ["text-own", "zipf-256k", "recorded"],
     "paced.link_rows": ["full-float16"],
-    "tiny.place": ["computed", "device", "mapped", "cold", "ray", "store"],
-    "tiny.round_trip": [1.0],
+    "tiny.place": ["computed", "device", "mapped", "cold", "store"],
+    "tiny.round_trip": [],
     "tiny.rows": ["full-int4"],
     "tiny.nodes": [],
     "tiny.cache": [0.0],
@@ -95,9 +95,9 @@ def matrix(*, full: bool, links: Sequence[str] = (), only: Sequence[str] = ()) -
         points += _few_layers(values)
     found: dict[str, Point] = {}
     for point in points:
-        found.setdefault(point.name, point)
-    chosen = [point for point in found.values() if not only or point.factor in only]
-    return sorted(chosen, key=lambda point: (point.engine != "paced", point.engine))
+        if not only or point.factor in only:
+            found.setdefault(point.name, point)
+    return sorted(found.values(), key=lambda point: (point.engine != "paced", point.engine))
 
 
 def _paced(values: Values, links: Sequence[str]) -> list[Point]:

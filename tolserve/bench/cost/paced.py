@@ -13,7 +13,7 @@ from tolserve.bench.cost.figures import REFERENCES, latency, prices, rounded, sh
 from tolserve.bench.cost.places import Asked, resident_bytes
 from tolserve.bench.cost.prices import Rents, Slo
 from tolserve.bench.cost.sources import as_asked, cached_source, device_bytes, host_source, requested_bands
-from tolserve.bench.disturbed import Disturbances, undisturbed
+from tolserve.bench.disturbed import Disturbances, left_out, undisturbed
 from tolserve.bench.paced import PacedEngine, StepTime
 from tolserve.bench.paced_rows import DeviceSlots
 from tolserve.bench.streams import TokenStream
@@ -31,10 +31,11 @@ def measure(
 ) -> dict[str, Any]:
     """All figures of a point, from at most `num_pairs` steps or `limit_s`, and at least 30 steps."""
     point, spec = asked.point, asked.material.spec
-    tokens = stream.batches(point.batch, num_pairs + _WARM_STEPS)
+    tokens = stream.batches(point.batch, num_pairs + _WARM_STEPS + _CHECKED_STEPS)
+    tokens, unseen = tokens[:-_CHECKED_STEPS], tokens[-_CHECKED_STEPS:]
     with cached_source(asked, stream.counts, DeviceSlots) as source:
-        turns, num_lost = _alternate(asked, source, tokens, limit_s)
-        alone = _fetch_alone(asked, source, tokens[:_CHECKED_STEPS])
+        turns, lost = _alternate(asked, source, tokens, limit_s)
+        alone = _fetch_alone(asked, source, unseen)
     own = [turn["rows"].step_s for turn in turns]
     references = {name: [turn[name].step_s for turn in turns] for name in REFERENCES}
     ideal_s = point.pace_us * 1e-6 * sum(len(band.layers) for band in spec.bands)
@@ -43,7 +44,7 @@ def measure(
     rate = point.batch / mean_s
     return {
         "num_pairs": len(own),
-        "num_left_out": num_lost,
+        **lost,
         "ttft_ms": None,
         "itl_ms": latency(own),
         "reference_itl_ms": {name: latency(values) for name, values in references.items()},
@@ -72,11 +73,11 @@ def measure(
 
 def _alternate(
     asked: Asked, source: CachedSource, tokens: NDArray[np.int64], limit_s: float
-) -> tuple[list[dict[str, StepTime]], int]:
+) -> tuple[list[dict[str, StepTime]], dict[str, int]]:
     """Steps of the point and its references in an order that turns, by turn, but for warm ones.
 
     Returns:
-        The turns that nothing disturbed, and how many others there were.
+        The turns that nothing disturbed, and the counts of `left_out`.
     """
     point, spec = asked.point, asked.material.spec
     num_layers = tuple(len(band.layers) for band in spec.bands)
@@ -101,8 +102,8 @@ def _alternate(
             first = turn % len(names)
             turns.append({name: engines[name].step() for name in names[first:] + names[:first]})
             was_disturbed.append(disturbances.any())
-    kept = undisturbed(turns[_WARM_STEPS:], was_disturbed[_WARM_STEPS:])
-    return kept, len(turns) - _WARM_STEPS - len(kept)
+    turns, was_disturbed = turns[_WARM_STEPS:], was_disturbed[_WARM_STEPS:]
+    return undisturbed(turns, was_disturbed), left_out(was_disturbed)
 
 
 def _fetch_alone(asked: Asked, source: CachedSource, tokens: NDArray[np.int64]) -> dict[str, Any]:

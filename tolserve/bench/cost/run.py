@@ -163,7 +163,7 @@ def calibrate(setting: Setting, core: int | None) -> dict[str, dict[str, float]]
         found = {"loopback": bare_socket(address)}
     for name, host in setting.links.items():
         if setting.bare_socket_port is not None:
-            found[name] = bare_socket((host, setting.bare_socket_port))
+            found[name] = bare_socket((host or setting.memory_nodes[0][0], setting.bare_socket_port))
     return found
 
 
@@ -189,12 +189,13 @@ def sweep(setting: Setting, results: Results) -> None:
 def measure_overhead(setting: Setting, results: Results) -> None:
     """Add `paced_overhead` of `bench rows`, on the same cores, where paced points were measured and it is not there."""
     if "paced_overhead" in results.about or not any(point.engine == "paced" for point in results.points):
+        results.finish()
         return
     print("paced_overhead, as `bench rows` measures it:", flush=True)
     with _quiet() as core:
         found = measure_paced(core, quick=not setting.full, barred_only=True)
         results.about["paced_overhead"] = found["paced_overhead"]
-    results.write()
+    results.finish()
 
 
 @contextmanager

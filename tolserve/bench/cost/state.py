@@ -27,6 +27,7 @@ class Results:
         self.points = list(points)
         self.key = key
         self.about: dict[str, Any] = {}
+        self._finished = False
         self._sweeps: dict[str, list[dict[str, Any]]] = {point.name: [] for point in points}
         self._predicted: dict[str, dict[str, float]] = {}
         if path.exists() and not fresh:
@@ -39,8 +40,13 @@ class Results:
 
     @property
     def finished(self) -> bool:
-        """Whether every point has been swept over as often as it shall."""
-        return all(len(sweeps) >= NUM_SWEEPS for sweeps in self._sweeps.values())
+        """Whether `finish` was called after every point has been swept over as often as it shall."""
+        return self._finished and all(len(sweeps) >= NUM_SWEEPS for sweeps in self._sweeps.values())
+
+    def finish(self) -> None:
+        """Nothing is left to measure: another run of the same begins anew."""
+        self._finished = True
+        self.write()
 
     def left(self) -> list[tuple[int, Point]]:
         """What is to be measured, in order: a whole sweep, then the next."""
@@ -91,7 +97,11 @@ class Results:
         if finished:
             return
         if not same:
-            raise ValueError(f"{path} holds an unfinished run of other settings; --fresh replaces it")
+            other = sorted(name for name in self.key if kept["key"].get(name) != json.loads(json.dumps(self.key[name])))
+            raise ValueError(
+                f"{path} holds an unfinished run of other settings ({', '.join(other) or 'more of them'}); --fresh "
+                "replaces it"
+            )
         self.about = {name: kept[name] for name in kept if name not in ("bench", "key", "finished", "points")}
         self._predicted = predicted
         for name in self._sweeps:

@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the answers; 1 for profiles that are none."""
     options = _arguments(arguments)
     try:
+        for name in ("attention_nodes", "context", "alpha"):
+            if not getattr(options, name) > 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be positive")
         devices, links, stores = _profiles(options.profiles)
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

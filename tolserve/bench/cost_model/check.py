@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 FLOOR_US = 80.0
@@ -21,6 +21,11 @@ class Compared:
     predicted_step_us: float
     predicted_stall_us: float
     p99_us: float
+
+    @property
+    def ideal_step_us(self) -> float:
+        """The step without what rows add."""
+        return self.measured_step_us - self.measured_stall_us
 
     @property
     def stall_error(self) -> float:
@@ -57,13 +62,22 @@ class Compared:
 def errors(points: Sequence[Compared], *, num_worst: int = 5) -> dict[str, Any]:
     """The two medians, and the points that are furthest off with the likeliest reason.
 
+    Beside the medians stand those of a model that always says "no stall", which most points are near, and the stall's
+    error over the points whose stall is beyond the noise (`large_stall_error` of `num_large`).
+
     Raises:
         ValueError: no points.
     """
     if not points:
         raise ValueError("no paced points to compare the cost model with")
     worst = sorted(points, key=lambda point: -point.stall_error)[:num_worst]
+    large = [point.stall_error for point in points if point.measured_stall_us >= FLOOR_US]
+    none = [replace(point, predicted_stall_us=0.0, predicted_step_us=point.ideal_step_us) for point in points]
     return {
+        "num_large": len(large),
+        "large_stall_error": round(statistics.median(large), 4) if large else None,
+        "no_stall_error": round(statistics.median(point.stall_error for point in none), 4),
+        "no_stall_step_error": round(statistics.median(point.step_error for point in none), 4),
         "model_median_stall_error": round(statistics.median(point.stall_error for point in points), 4),
         "model_median_step_error": round(statistics.median(point.step_error for point in points), 4),
         "points": {point.name: point.to_dict() for point in points},
@@ -81,5 +95,14 @@ def table(found: Mapping[str, Any]) -> str:
         f"{point['measured_step_us']:>16.1f} {point['predicted_step_us']:>10.1f}"
         for name, point in found["points"].items()
     ]
+    if found["num_large"]:
+        lines.append(
+            f"  stalls of at least {FLOOR_US:.0f} us ({found['num_large']} points): off by "
+            f"{found['large_stall_error']:.0%} (median)"
+        )
+    lines.append(
+        f"  all: off by {found['model_median_stall_error']:.0%}, steps by {found['model_median_step_error']:.1%}; a "
+        f"model that always says no stall: {found['no_stall_error']:.0%} and {found['no_stall_step_error']:.1%}"
+    )
     lines += [f"  worst: {one['name']}, off by {one['stall_error']:.0%}: {one['reason']}" for one in found["worst"]]
     return "\n".join(lines)

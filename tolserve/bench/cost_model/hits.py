@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,6 +70,13 @@ def zipf_law(vocab_size: int, alpha: float) -> NDArray[np.float64]:
     weights /= weights.sum()
     weights.flags.writeable = False
     return weights
+
+
+def binomial(mean: float, *, most: int) -> Misses:
+    """Each of `most` rows missing by itself, `mean` of them on average; all of them where that is `most`."""
+    share = min(1.0, max(0.0, mean / most))
+    weights = [math.comb(most, count) * share**count * (1 - share) ** (most - count) for count in range(most + 1)]
+    return Misses(probability_N=np.array(weights) / math.fsum(weights))
 
 
 def poisson(mean: float, *, most: int) -> Misses:

@@ -26,10 +26,10 @@ class Measured:
         return statistics.fmean(known) if known and len(known) == len(values) else None
 
     def price(self, against: str) -> tuple[float, float, float]:
-        """Mean, low and high of a price; the interval is the mean of the sweeps'."""
-        mean, low, high = (self.mean("price", against, one) for one in ("mean", "low", "high"))
-        assert mean is not None and low is not None and high is not None
-        return mean, low, high
+        """Mean, low and high of a price: from the lowest bound of the sweeps' 95 % intervals to the highest."""
+        prices = [sweep["price"][against] for sweep in self.sweeps]
+        low, high = min(one["low"] for one in prices), max(one["high"] for one in prices)
+        return statistics.fmean(one["mean"] for one in prices), low, high
 
     def device_share(self) -> float:
         """Bytes of rows on the device over all bytes of rows."""
@@ -74,13 +74,11 @@ class Run:
         return sorted(found, key=lambda one: getattr(one.point, field))
 
     def ladder(self) -> Iterator[Measured]:
-        """The points of the ladder of measures, in its order."""
+        """The points of the ladder of measures, in its order; none where one was not measured."""
         from tolserve.bench.cost.matrix import measures
 
-        for point in measures([one.point.link for one in self.points]):
-            found = self.find(point)
-            if found is not None:
-                yield found
+        found = [self.find(point) for point in measures([one.point.link for one in self.points])]
+        yield from [one for one in found if one is not None] if all(found) else []
 
 
 def _find(values: Any, path: Sequence[str]) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from html import escape
 
 from tolserve.bench.cost.places import PLACES
-from tolserve.bench.cost.point import EngineName
+from tolserve.bench.cost.point import ENGINES, EngineName
 from tolserve.bench.cost.report import svg
 from tolserve.bench.cost.report.data import Measured, Run
 from tolserve.bench.cost.report.svg import Axis, Series
@@ -38,14 +38,15 @@ def figures(run: Run) -> str:
 def latency_by_place(run: Run) -> str:
     """Stacked bars: the same step with rows in every place, split into computing and waiting for rows."""
     found = []
-    for engine in ("paced", "tiny"):
+    titles = {"paced": "paced engine", "tiny": "real engine, this CPU", "1b": "1B shape, 4 layers, this CPU"}
+    for engine in ENGINES:
         parts: list[tuple[str, tuple[float, float]]] = []
         for place in ("device", *PLACES):
             for one in run.along(engine, "place") + _without_cache(run, engine, place):
                 if one.point.place == place and one.name not in [name for name, _ in parts]:
                     parts.append((one.name, _split_ms(one)))
         rows = [(_short(name, engine), values) for name, values in parts]
-        title = "A step by where its rows are, " + ("paced engine" if engine == "paced" else "real engine, this CPU")
+        title = f"A step by where its rows are, {titles[engine]}"
         note = "Means of a token: the step of the same codes local, and what came on top. Hover a bar for its figures."
         found.append(_figure(title, svg.bars(rows, ("computing", "waiting for rows"), unit="ms"), note))
     return "\n".join(filter(None, found))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from tolserve.bench.cost.described import described
 from tolserve.bench.cost.point import ENGINES
 from tolserve.bench.cost.report.data import Run
 from tolserve.bench.cost.streams import STREAMS
-from tolserve.bench.cost.summary import compared, summarise
+from tolserve.bench.cost.summary import compared, repeatability, summarise
 from tolserve.bench.cost.terminal import percent
-from tolserve.bench.cost_model.check import errors
+from tolserve.bench.cost_model.check import FLOOR_US, errors
 
 QUESTION = (
     "If a model's memory sits on the other side of a network, what does each token pay, "
@@ -66,16 +67,21 @@ def method(run: Run) -> str:
     rents, slo = run.result.get("rents", {}), run.result.get("slo", {})
     parts = [
         "Every point is taken in turn with its three references: the same codes in device memory, full fp16 rows in "
-        "device memory, and the dense FFN. Prices are means of paired differences over the reference's mean, with 95 % "
-        "intervals. All points are swept over twice; figures are means of the two sweeps. " + _left_out(run),
+        "device memory, and the dense FFN. Prices are means of paired differences over the reference's mean. All "
+        "points are swept over twice; figures are means of the two sweeps, and an interval goes from the lowest bound "
+        "of their 95 % intervals to the highest. " + _left_out(run),
         "The paced engine stands for a GPU: the device is a timeline on which a layer takes the given time, the "
         "scheduler, cache, client and network are real and work beside it. Its dense reference takes 1.49 times as "
         "long a layer, the paper's own ratio on an A100; its two local references differ in nothing that a timeline "
         "has, so their difference is noise. It only decodes: time to the first token is of the real engines. Received "
         "rows are compared byte for byte; the real engines' tokens are compared with those of the same table's rows on "
         "the device.",
-        f"Repeatability (two medians within 10 %): {summary['repeatability']}. Tokens equal everywhere: "
-        f"{summary['tokens_equal_all']}. Model errors: {_errors(summary)}. {_worst(run.result['points'])}",
+        f"Repeatability (two medians within 10 %): {summary['repeatability']}{_by_engine(run)}. Tokens equal "
+        f"everywhere: {summary['tokens_equal_all']}.",
+        f"Model errors (medians): {_errors(summary)}. {_trivial(run.result['points'])} "
+        f"{from_descriptions(run.result)} {_worst(run.result['points'])}",
+        "Memory is what a table of that shape takes; the paced engine's random rows repeat within 256 MiB on both "
+        "sides.",
         f"Dollars: {', '.join(f'{name} {value}' for name, value in rents.items())}. SLO: "
         f"{', '.join(f'{name} {value}' for name, value in slo.items())}.",
     ]
@@ -101,6 +107,37 @@ def machine(run: Run) -> str:
     return "".join(f"<p class=soft>{escape(part)}</p>" for part in parts)
 
 
+def from_descriptions(result: dict[str, Any]) -> str:
+    """How far the model is off that answers for other machines; empty where nothing can be said."""
+    found = described(result)
+    if not found:
+        return ""
+    off = errors(found)
+    return (
+        f"As it answers for other machines, from a link's round trip and bandwidth and one row's cost alone: stalls "
+        f"off by {off['model_median_stall_error']:.0%}, steps by {off['model_median_step_error']:.1%} (medians over "
+        f"{len(found)} networked points)."
+    )
+
+
+def _trivial(points: list[dict[str, Any]]) -> str:
+    """The errors beside those of a model that knows nothing, and where stalls are beyond the noise."""
+    found = compared(points)
+    if not found:
+        return ""
+    off = errors(found)
+    text = (
+        f"Most points hide their rows: a model that always says no stall would be off by {off['no_stall_error']:.0%} "
+        f"and {off['no_stall_step_error']:.1%}."
+    )
+    if off["num_large"]:
+        text += (
+            f" Over the {off['num_large']} points whose stall is at least {FLOOR_US:.0f} us, ours is off by "
+            f"{off['large_stall_error']:.0%}."
+        )
+    return text
+
+
 def _left_out(run: Run) -> str:
     """How many turns were disturbed."""
     sweeps = [sweep for one in run.points for sweep in one.sweeps]
@@ -109,6 +146,16 @@ def _left_out(run: Run) -> str:
         "Turns in which another process or the host of a virtual machine took the core away, by the system's own "
         f"counts, are left out, whichever contestant was computing: {lost:,} of {lost + kept:,}."
     )
+
+
+def _by_engine(run: Run) -> str:
+    """The same of each engine: a paced step is mostly the timeline's own."""
+    shares = []
+    for engine in ENGINES:
+        share = repeatability([one for one in run.result["points"] if one["settings"]["engine"] == engine])
+        if share is not None:
+            shares.append(f"{engine} {share:.2f}")
+    return f" ({', '.join(shares)})" if shares else ""
 
 
 def _errors(summary: dict[str, object]) -> str:
