@@ -60,5 +60,6 @@ class Slo:
     def __post_init__(self) -> None:
         if min(self.ttft_ms, self.itl_ms) <= 0 or self.slack < 1:
             raise ValueError(
-                f"ttft_ms {self.ttft_ms} and itl_ms {self.itl_ms} must be positive, slack {self.slack} >= 1"
+                f"--slo-ttft-ms {self.ttft_ms} and --slo-itl-ms {self.itl_ms} must be positive, --slo-slack "
+                f"{self.slack} at least 1"
             )
