@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from cluster.interrupts import Interrupted, Interrupts
 from cluster.links import lay_cables
 from cluster.namespaces import Namespace, NamespacesError, NotPermittedError, two_namespaces
-from tolserve.bench.cost.codes import WIDTH_1B, parse
-from tolserve.bench.cost.material import NODE_BYTES, PAPER_LAYERS
+from tolserve.bench.cost.material import NODE_BYTES, paced_shape
 from tolserve.bench.cost.nodes import NodeError, start
 from tolserve.bench.cost.streams import PAPER_VOCAB
 from tolserve.bench.paced_rows import NODE_SPIN_US
@@ -70,13 +69,7 @@ def open_lab(stack: ExitStack, codes: Sequence[str] = CODES) -> Lab:
     for name in codes:
         description = {
             "kind": "cyclic",
-            "shape": {
-                "num_layers": PAPER_LAYERS,
-                "layers_per_band": 4,
-                "rank": parse(name).rank_for(WIDTH_1B),
-                "dtype": parse(name).dtype,
-                "vocab_size": PAPER_VOCAB,
-            },
+            "shape": paced_shape(name, PAPER_VOCAB),
             "max_bytes": NODE_BYTES,
             "core": core,
             "spin_us": NODE_SPIN_US,

@@ -23,46 +23,36 @@ Check the result with `python -m tolbuild.verify URL`, look at it with `python -
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from urllib.parse import urlsplit
 
 from tolbuild.build_config import BuildConfig
 from tolbuild.cli import parse
 from tolbuild.drive.driver import BuildResult, build_table
 from tolbuild.drive.voice import Voice
+from tolbuild.interrupts import sigterm_as_interrupt
 from tolbuild.table.errors import ToLError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build a table; 0 when it is there, 1 with the reason on standard error, 130 (143) when stopped (by SIGTERM)."""
-    signals: list[int] = []
-
-    def terminate(signum: int, frame: FrameType | None) -> None:
-        """The same tidy end as Ctrl-C; noted, since whoever waits in Ray gets a KeyboardInterrupt of Ray's own."""
-        signals.append(signum)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, terminate)
     voice = Voice()
-    try:
-        config = parse(BuildConfig, module="tolbuild.run", doc=__doc__, arguments=arguments)
-        voice = Voice(as_json=config.log_json)
-        result = build(config)
-        if config.log_json:
-            voice.event("done", **result.record())
-        else:
-            print(result.text)
-    except (ValueError, ToLError, RuntimeError) as error:
-        _fail(voice, "error", f"error: {error}")
-        return 1
-    except KeyboardInterrupt:
-        _fail(voice, "stopped", "stopped; the same command goes on from here and repeats no finished cell")
-        return 143 if signals else 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with sigterm_as_interrupt() as interruption:
+        try:
+            config = parse(BuildConfig, module="tolbuild.run", doc=__doc__, arguments=arguments)
+            voice = Voice(as_json=config.log_json)
+            result = build(config)
+            if config.log_json:
+                voice.event("done", **result.record())
+            else:
+                print(result.text)
+        except (ValueError, ToLError, RuntimeError) as error:
+            _fail(voice, "error", f"error: {error}")
+            return 1
+        except KeyboardInterrupt:
+            _fail(voice, "stopped", "stopped; the same command goes on from here and repeats no finished cell")
+            return interruption.exit_code
     return 0
 
 

@@ -18,29 +18,24 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
 import threading
 from collections.abc import Sequence
-from types import FrameType
 
 from tolbuild.cli import parse
+from tolbuild.interrupts import sigterm_as_interrupt
 from tolbuild.table.errors import ToLError
 from tolserve.serve_config import ServeConfig, settled
 
 START_TIMEOUT_S = 3600.0
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: the same tidy end as Ctrl-C."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until interrupted; 0 then, 1 with the reason on standard error where it cannot be."""
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        config = parse(ServeConfig, module="tolserve.run", doc=__doc__, arguments=arguments)
-        return serve_until_interrupted(settled(config))
+        with sigterm_as_interrupt():
+            config = parse(ServeConfig, module="tolserve.run", doc=__doc__, arguments=arguments)
+            return serve_until_interrupted(settled(config))
     except (ValueError, ToLError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -81,10 +76,6 @@ def welcome(config: ServeConfig, host: str, port: int) -> str:
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tolserve.bench import disturbed
-from tolserve.bench.disturbed import Disturbances, undisturbed
+from tolserve.bench.disturbed import Disturbances, Turns
 
 
 def write(folder: Path, *, steal: int, delay_ns: int) -> None:
@@ -87,8 +87,28 @@ def _spin(seconds: float) -> None:
         pass
 
 
-def test_few_disturbed_turns_are_left_out_and_many_are_kept() -> None:
+def test_few_disturbed_turns_are_left_out_and_many_are_kept(counts: Path) -> None:
     turns = list(range(20))
-    assert undisturbed(turns, [turn in (3, 9) for turn in turns]) == [turn for turn in turns if turn not in (3, 9)]
-    assert undisturbed(turns, [turn < 3 for turn in turns]) == turns
-    assert undisturbed([], []) == []
+    few = taken([turn in (3, 9) for turn in turns], counts)
+    assert few.undisturbed == [turn for turn in turns if turn not in (3, 9)] and few.all == turns
+    assert few.counts() == {"num_disturbed": 2, "num_left_out": 2}
+    many = taken([turn < 3 for turn in turns], counts)
+    assert many.undisturbed == turns and many.counts() == {"num_disturbed": 3, "num_left_out": 0}
+    none = taken([], counts)
+    assert none.undisturbed == [] and none.counts() == {"num_disturbed": 0, "num_left_out": 0}
+
+
+def test_warm_turns_are_forgotten_with_what_disturbed_them(counts: Path) -> None:
+    turns = taken([True, True, False, False], counts)
+    turns.forget(2)
+    assert turns.undisturbed == turns.all == [2, 3] and turns.num_disturbed == 0
+
+
+def taken(was_disturbed: list[bool], counts: Path) -> Turns[int]:
+    """Turns of which some were disturbed, by the counts of the system."""
+    write(counts, steal=0, delay_ns=0)
+    turns: Turns[int] = Turns()
+    for number in range(len(was_disturbed)):
+        write(counts, steal=sum(was_disturbed[: number + 1]), delay_ns=0)
+        turns.add(number)
+    return turns

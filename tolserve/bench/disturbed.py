@@ -9,9 +9,8 @@ is no disturbance; it is what a contestant costs.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 _STAT, _SCHEDSTAT = Path("/proc/stat"), Path("/proc/thread-self/schedstat")
 _STEAL = 8
@@ -47,17 +46,42 @@ class Disturbances:
         return now.steal > last.steal or taken_ns > _NOTICED_NS
 
 
-def undisturbed(turns: Sequence[T], was_disturbed: Sequence[bool]) -> list[T]:
-    """The turns that were not disturbed; all of them where more than a tenth would be left out."""
-    if sum(was_disturbed) > _MOST * len(turns):
-        return list(turns)
-    return [turn for turn, disturbed in zip(turns, was_disturbed, strict=True) if not disturbed]
+class Turns(Generic[T]):
+    """What turns gave, and which of them were disturbed.
 
+    Attributes:
+        all: whatever disturbed them.
+    """
 
-def left_out(was_disturbed: Sequence[bool]) -> dict[str, int]:
-    """How many turns were disturbed, and how many of these `undisturbed` leaves out: all of them, or none."""
-    num = sum(was_disturbed)
-    return {"num_disturbed": num, "num_left_out": 0 if num > _MOST * len(was_disturbed) else num}
+    def __init__(self) -> None:
+        self.all: list[T] = []
+        self._was_disturbed: list[bool] = []
+        self._disturbances = Disturbances()
+
+    def add(self, turn: T) -> None:
+        """A turn has ended; what disturbed since the last one did so in it."""
+        self.all.append(turn)
+        self._was_disturbed.append(self._disturbances.any())
+
+    def forget(self, count: int) -> None:
+        """The first `count` turns were only to get warm."""
+        del self.all[:count], self._was_disturbed[:count]
+
+    @property
+    def num_disturbed(self) -> int:
+        """Turns that were disturbed."""
+        return sum(self._was_disturbed)
+
+    @property
+    def undisturbed(self) -> list[T]:
+        """The turns that were not disturbed; all of them where more than a tenth would be left out."""
+        if self.num_disturbed > _MOST * len(self.all):
+            return self.all
+        return [turn for turn, was in zip(self.all, self._was_disturbed, strict=True) if not was]
+
+    def counts(self) -> dict[str, int]:
+        """How many turns were disturbed, and how many of these are left out: all of them, or none."""
+        return {"num_disturbed": self.num_disturbed, "num_left_out": len(self.all) - len(self.undisturbed)}
 
 
 def _counts() -> _Counts:

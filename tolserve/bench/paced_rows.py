@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tolserve.bench.disturbed import Disturbances, undisturbed
+from tolserve.bench.disturbed import Turns
 from tolserve.bench.paced import PacedEngine, StepTime
 from tolserve.bench.peers import node_description, peer
 from tolserve.bench.report import estimate
@@ -219,12 +219,12 @@ def _measure(regime: Regime, source: CachedSource, stream: TokenStream, num_pair
     pace_s = regime.pace_us * 1e-6
     remote = PacedEngine(tokens, pace_s=pace_s, num_layers=num_layers, source=source, bands=bands)
     local = PacedEngine(tokens, pace_s=pace_s, num_layers=num_layers)
-    pairs, was_disturbed, disturbances = [], [], Disturbances()
+    turns: Turns[tuple[StepTime, StepTime]] = Turns()
     for _ in range(num_pairs + _WARM_STEPS):
-        pairs.append((remote.step(), local.step()))
-        was_disturbed.append(disturbances.any())
+        turns.add((remote.step(), local.step()))
     remote.close()
-    pairs = undisturbed(pairs[_WARM_STEPS:], was_disturbed[_WARM_STEPS:])
+    turns.forget(_WARM_STEPS)
+    pairs = turns.undisturbed
     ideal_s = pace_s * sum(num_layers)
     overhead = estimate([(ours.step_s - theirs.step_s) / ideal_s for ours, theirs in pairs])
     pinned = pinned_bytes(spec, regime) / spec.table_bytes

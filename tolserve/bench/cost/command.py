@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import torch
 
 from tolbuild.bench.machine import describe
+from tolbuild.interrupts import sigterm_as_interrupt
 from tolserve.bench.cost.matrix import matrix
 from tolserve.bench.cost.options import FOLDER
 from tolserve.bench.cost.prices import Rents, Slo
@@ -67,12 +63,13 @@ def main(options: argparse.Namespace) -> None:
         print(f"left out: {name}: {reason}", flush=True)
     results.about |= _about(setting) | ({"absent": reasons} if reasons else {})
     try:
-        with _terminated_as_interrupted() as signals:
+        with sigterm_as_interrupt() as interruption:
             sweep(setting, results)
             measure_overhead(setting, results)
+            results.finish()
     except KeyboardInterrupt:
         print(f"interrupted: {results.num_kept} measurements are kept; the same command goes on", file=sys.stderr)
-        sys.exit(143 if signals else 130)
+        sys.exit(interruption.exit_code)
     result = results.to_dict()
     page.write(result, report)
     print(table(result["points"]))
@@ -80,25 +77,6 @@ def main(options: argparse.Namespace) -> None:
         print(f"\nThe cost model against the paced points:\n{check.table(check.errors(found))}")
         print(f"  {words.from_descriptions(result)}\n")
     print(json.dumps(summarise(result)), flush=True)
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[list[int]]:
-    """SIGTERM ends what was started as Ctrl-C does; the list then has it."""
-    signals: list[int] = []
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        signals.append(signum)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield signals
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _about(setting: Setting) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tolserve.bench.cost.codes import WIDTH_1B, parse
-from tolserve.bench.cost.material import PAPER_LAYERS
+from tolserve.bench.cost.material import paced_shape
 from tolserve.bench.cost.point import Point, base
+from tolserve.bench.cost.streams import STREAMS
 from tolserve.bench.cost.summary import compared
 from tolserve.bench.cost_model.arrivals import Described
 from tolserve.bench.cost_model.check import Compared
@@ -22,8 +22,8 @@ from tolserve.bench.cost_model.hardware import Link
 from tolserve.bench.cost_model.hits import binomial
 from tolserve.bench.cost_model.profiles import LINKS, STORES
 from tolserve.bench.cost_model.timeline import expected_step
+from tolserve.memory.spec import RowSpec
 
-_LAYERS_PER_BAND = 4
 _PROFILE = LINKS["25gbe-tcp"]
 """What a description has and nothing here was measured for: the tail, work a message, messages a second."""
 
@@ -55,9 +55,7 @@ def _predict(
     point: Point, sweeps: list[dict[str, Any]], reached: dict[str, float], client_s: float
 ) -> tuple[float, float]:
     """Microseconds of a step, and of its stall."""
-    spec = parse(point.codes).spec(
-        width=WIDTH_1B, num_layers=PAPER_LAYERS, layers_per_band=_LAYERS_PER_BAND, vocab_size=2
-    )
+    spec = RowSpec.uniform(**paced_shape(point.codes, STREAMS[point.stream].vocab_size))
     row_bytes = [band.row_bytes if band.index >= point.pinned_bands else 0 for band in spec.bands]
     gbit_per_s = min(reached["gbit_per_s"], point.gbit_per_s or np.inf)
     link: Link = replace(

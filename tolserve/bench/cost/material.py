@@ -94,13 +94,7 @@ class Materials:
         if engine == "tiny":
             return self._built(codes)
         paced = engine == "paced"
-        shape: dict[str, Any] = {
-            "num_layers": PAPER_LAYERS if paced else FEW_LAYERS,
-            "layers_per_band": _LAYERS_PER_BAND if paced else _FEW_PER_BAND,
-            "rank": parse(codes).rank_for(WIDTH_1B),
-            "dtype": parse(codes).dtype,
-            "vocab_size": vocab_size,
-        }
+        shape = paced_shape(codes, vocab_size) if paced else _shape(codes, vocab_size, FEW_LAYERS, _FEW_PER_BAND)
         spec = RowSpec.uniform(**shape)
         rows = NODE_BYTES // spec.row_bytes
         made = Material(
@@ -136,6 +130,22 @@ class Materials:
             table=table,
             expansions=table_expansions(table, checkpoint.config.num_hidden_layers),
         )
+
+
+def paced_shape(codes: str, vocab_size: int) -> dict[str, Any]:
+    """The paced engine's rows, as `RowSpec.uniform` takes them and a node is told them."""
+    return _shape(codes, vocab_size, PAPER_LAYERS, _LAYERS_PER_BAND)
+
+
+def _shape(codes: str, vocab_size: int, num_layers: int, layers_per_band: int) -> dict[str, Any]:
+    form = parse(codes)
+    return {
+        "num_layers": num_layers,
+        "layers_per_band": layers_per_band,
+        "rank": form.rank_for(WIDTH_1B),
+        "dtype": form.dtype,
+        "vocab_size": vocab_size,
+    }
 
 
 def _random_bases(codes: str) -> tuple[LayerExpansion, ...] | None:

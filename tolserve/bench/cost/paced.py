@@ -13,7 +13,7 @@ from tolserve.bench.cost.figures import REFERENCES, latency, prices, rounded, sh
 from tolserve.bench.cost.places import Asked, resident_bytes
 from tolserve.bench.cost.prices import Rents, Slo
 from tolserve.bench.cost.sources import as_asked, cached_source, device_bytes, host_source, requested_bands
-from tolserve.bench.disturbed import Disturbances, left_out, undisturbed
+from tolserve.bench.disturbed import Turns
 from tolserve.bench.paced import PacedEngine, StepTime
 from tolserve.bench.paced_rows import DeviceSlots
 from tolserve.bench.streams import TokenStream
@@ -34,8 +34,9 @@ def measure(
     tokens = stream.batches(point.batch, num_pairs + _WARM_STEPS + _CHECKED_STEPS)
     tokens, unseen = tokens[:-_CHECKED_STEPS], tokens[-_CHECKED_STEPS:]
     with cached_source(asked, stream.counts, DeviceSlots) as source:
-        turns, lost = _alternate(asked, source, tokens, limit_s)
+        taken = _alternate(asked, source, tokens, limit_s)
         alone = _fetch_alone(asked, source, unseen)
+    turns = taken.undisturbed
     own = [turn["rows"].step_s for turn in turns]
     references = {name: [turn[name].step_s for turn in turns] for name in REFERENCES}
     ideal_s = point.pace_us * 1e-6 * sum(len(band.layers) for band in spec.bands)
@@ -44,7 +45,7 @@ def measure(
     rate = point.batch / mean_s
     return {
         "num_pairs": len(own),
-        **lost,
+        **taken.counts(),
         "ttft_ms": None,
         "itl_ms": latency(own),
         "reference_itl_ms": {name: latency(values) for name, values in references.items()},
@@ -73,12 +74,8 @@ def measure(
 
 def _alternate(
     asked: Asked, source: CachedSource, tokens: NDArray[np.int64], limit_s: float
-) -> tuple[list[dict[str, StepTime]], dict[str, int]]:
-    """Steps of the point and its references in an order that turns, by turn, but for warm ones.
-
-    Returns:
-        The turns that nothing disturbed, and the counts of `left_out`.
-    """
+) -> Turns[dict[str, StepTime]]:
+    """Steps of the point and its references in an order that turns, warm ones left out."""
     point, spec = asked.point, asked.material.spec
     num_layers = tuple(len(band.layers) for band in spec.bands)
     pace_s = point.pace_us * 1e-6
@@ -92,18 +89,15 @@ def _alternate(
         for engine in engines.values():
             stack.callback(engine.close)
         names = list(engines)
-        turns: list[dict[str, StepTime]] = []
-        was_disturbed: list[bool] = []
-        disturbances = Disturbances()
+        turns: Turns[dict[str, StepTime]] = Turns()
         began = time.monotonic()
         for turn in range(len(tokens)):
             if turn >= _WARM_STEPS + _LEAST_PAIRS and time.monotonic() - began > limit_s:
                 break
             first = turn % len(names)
-            turns.append({name: engines[name].step() for name in names[first:] + names[:first]})
-            was_disturbed.append(disturbances.any())
-    turns, was_disturbed = turns[_WARM_STEPS:], was_disturbed[_WARM_STEPS:]
-    return undisturbed(turns, was_disturbed), left_out(was_disturbed)
+            turns.add({name: engines[name].step() for name in names[first:] + names[:first]})
+    turns.forget(_WARM_STEPS)
+    return turns
 
 
 def _fetch_alone(asked: Asked, source: CachedSource, tokens: NDArray[np.int64]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tolserve.bench.cost.material import Materials
 from tolserve.bench.cost.places import Asked, resident_bytes
 from tolserve.bench.cost.prices import Rents, Slo
 from tolserve.bench.cost.sources import bare_source, device_bytes
-from tolserve.bench.disturbed import Disturbances, left_out, undisturbed
+from tolserve.bench.disturbed import Turns
 from tolserve.bench.streams import TokenStream
 from tolserve.engine.engine import Engine
 from tolserve.engine.request import SamplingParams
@@ -95,8 +95,8 @@ def measure(
     if point.place == "computed":
         asked = Asked(point=point, material=computed_material(models), fleet=asked.fleet)
     with contestants(asked, models, materials, stream.counts, max_tokens=NUM_TOKENS) as engines:
-        turns, of_all = _alternate(asked, stream, engines, num_rounds, limit_s)
-    rounds = {name: [turn[name] for turn in turns] for name in ("rows", *REFERENCES)}
+        taken = _alternate(asked, stream, engines, num_rounds, limit_s)
+    rounds = {name: [turn[name] for turn in taken.undisturbed] for name in ("rows", *REFERENCES)}
     own, spec = rounds["rows"], asked.material.spec
     between = [one for done in own for gaps in done.between for one in gaps]
     count = sum(len(tokens) for done in own for tokens in done.tokens)
@@ -107,7 +107,7 @@ def measure(
     needed = sum(done.rows["rows_needed"] for done in own)
     return {
         "num_pairs": len(own),
-        **of_all,
+        **taken.counts(),
         "ttft_ms": latency([one for done in own for one in done.first]),
         "itl_ms": latency(between),
         "reference_itl_ms": {
@@ -135,22 +135,17 @@ def measure(
         ),
         "price": prices(*_costs(rounds, by_token=bool(point.arrivals_per_s))),
         "median_ms": rounded(float(np.median(between)) * 1e3),
+        "tokens_equal": all(turn["rows"].tokens == turn["codes_local"].tokens for turn in taken.all),
     }
 
 
 def _alternate(
     asked: Asked, stream: TokenStream, engines: dict[str, Engine], num_rounds: int, limit_s: float
-) -> tuple[list[dict[str, Round]], dict[str, int]]:
-    """The same requests at every engine, in an order that turns, by turn; the first is not counted.
-
-    Returns:
-        The turns that nothing disturbed; the counts of `left_out`, and whether the tokens of all turns were equal.
-    """
+) -> Turns[dict[str, Round]]:
+    """The same requests at every engine, in an order that turns; the first round is not counted."""
     point = asked.point
     names = list(engines)
-    turns: list[dict[str, Round]] = []
-    was_disturbed: list[bool] = []
-    disturbances = Disturbances()
+    turns: Turns[dict[str, Round]] = Turns()
     draw = np.random.default_rng(0)
     count = num_requests(point)
     began = time.monotonic()
@@ -161,11 +156,9 @@ def _alternate(
         prompts = [stream.tokens[start : start + point.prompt].tolist() for start in starts]
         gaps = draw.exponential(1 / point.arrivals_per_s, count) if point.arrivals_per_s else np.zeros(count)
         first, times = turn % len(names), np.cumsum(gaps).tolist()
-        turns.append({name: serve(engines[name], prompts, times) for name in names[first:] + names[:first]})
-        was_disturbed.append(disturbances.any())
-    turns, was_disturbed = turns[_WARM_ROUNDS:], was_disturbed[_WARM_ROUNDS:]
-    is_equal = all(turn["rows"].tokens == turn["codes_local"].tokens for turn in turns)
-    return undisturbed(turns, was_disturbed), left_out(was_disturbed) | {"tokens_equal": is_equal}
+        turns.add({name: serve(engines[name], prompts, times) for name in names[first:] + names[:first]})
+    turns.forget(_WARM_ROUNDS)
+    return turns
 
 
 def _fetch_alone(asked: Asked, stream: TokenStream) -> dict[str, float] | None:

@@ -189,13 +189,11 @@ def sweep(setting: Setting, results: Results) -> None:
 def measure_overhead(setting: Setting, results: Results) -> None:
     """Add `paced_overhead` of `bench rows`, on the same cores, where paced points were measured and it is not there."""
     if "paced_overhead" in results.about or not any(point.engine == "paced" for point in results.points):
-        results.finish()
         return
     print("paced_overhead, as `bench rows` measures it:", flush=True)
     with _quiet() as core:
         found = measure_paced(core, quick=not setting.full, barred_only=True)
         results.about["paced_overhead"] = found["paced_overhead"]
-    results.finish()
 
 
 @contextmanager

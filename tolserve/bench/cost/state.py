@@ -18,6 +18,9 @@ class Results:
     Args:
         key: what the run is of; a file of another key is not gone on with.
 
+    Attributes:
+        finished: whether nothing is left to measure.
+
     Raises:
         ValueError: the file holds an unfinished run of another key, or is no result of this bench.
     """
@@ -27,7 +30,7 @@ class Results:
         self.points = list(points)
         self.key = key
         self.about: dict[str, Any] = {}
-        self._finished = False
+        self.finished = False
         self._sweeps: dict[str, list[dict[str, Any]]] = {point.name: [] for point in points}
         self._predicted: dict[str, dict[str, float]] = {}
         if path.exists() and not fresh:
@@ -38,14 +41,9 @@ class Results:
         """Measurements that there are."""
         return sum(map(len, self._sweeps.values()))
 
-    @property
-    def finished(self) -> bool:
-        """Whether `finish` was called after every point has been swept over as often as it shall."""
-        return self._finished and all(len(sweeps) >= NUM_SWEEPS for sweeps in self._sweeps.values())
-
     def finish(self) -> None:
         """Nothing is left to measure: another run of the same begins anew."""
-        self._finished = True
+        self.finished = True
         self.write()
 
     def left(self) -> list[tuple[int, Point]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolserve.bench.cost_model.arrivals import Measured
-from tolserve.bench.disturbed import Disturbances, undisturbed
+from tolserve.bench.disturbed import Turns
 from tolserve.bench.paced import PacedEngine
 from tolserve.engine.rows import RowFeed
 from tolserve.memory.cached import CachedSource
@@ -58,16 +58,14 @@ def calibrate(
     found = []
     for count in counts:
         batches = [_tokens(draw, source, batch, count) for _ in range(rounds + _WARM_ROUNDS)]
-        timed: list[tuple[NDArray[np.float64], float]] = []
-        was_disturbed: list[bool] = []
-        disturbances, began = Disturbances(), time.monotonic()
+        timed: Turns[tuple[NDArray[np.float64], float]] = Turns()
+        began = time.monotonic()
         for number, tokens in enumerate(batches):
             if number >= _LEAST_ROUNDS and time.monotonic() - began > limit_s:
                 break
-            timed.append(_fetch(feed, tokens, bands, num_bands))
-            was_disturbed.append(disturbances.any())
-        warm = _WARM_ROUNDS if len(timed) > 2 * _WARM_ROUNDS else 0
-        found.append(_sorted(undisturbed(timed[warm:], was_disturbed[warm:]), plan_s, rounds))
+            timed.add(_fetch(feed, tokens, bands, num_bands))
+        timed.forget(_WARM_ROUNDS if len(timed.all) > 2 * _WARM_ROUNDS else 0)
+        found.append(_sorted(timed.undisturbed, plan_s, rounds))
     feed.close()
     return Measured(
         num_rows=tuple(counts),

@@ -14,6 +14,8 @@ from tolserve.bench.cost.report.svg import Axis, Series
 from tolserve.bench.cost_model.check import FLOOR_US
 
 PRICE = Axis(label="added to a step, of the same codes local", percent=True)
+_LEAST_US = 1.0
+"""Of what a logarithmic axis shows."""
 _LOSS = 1e-6
 """A share of the link's bytes that is as good as none."""
 
@@ -168,33 +170,26 @@ def price_by_batch(run: Run) -> str:
 def predictions(run: Run) -> str:
     """Predicted against measured step times, where the cost model has added them."""
     note = "The cost model has its parameters from micro-benchmarks alone; on the line they agree."
-    return _figure("Predicted against measured steps", _agreement(run, "step_us", least=1.0), note)
+    return _figure("Predicted against measured steps", _agreement(run, "step"), note)
 
 
 def predicted_stalls(run: Run) -> str:
     """The same of what rows add to a step, which most steps hide."""
-    note = f"Points below {FLOOR_US:.0f} us are within a step's noise; those below 1 us are drawn there."
-    return _figure("Predicted against measured stalls", _agreement(run, "stall_us", least=1.0), note)
+    note = f"Points below {FLOOR_US:.0f} us are within a step's noise; those below {_LEAST_US:g} us are drawn there."
+    return _figure("Predicted against measured stalls", _agreement(run, "stall"), note)
 
 
-def _agreement(run: Run, key: str, *, least: float) -> str:
-    points = [
-        (max(one.mean(key) or 0.0, least), max(one.predicted[key], least), one.name)
-        for one in run.points
-        if one.predicted is not None
-    ]
-    what = "step" if key == "step_us" else "stall"
+def _agreement(run: Run, what: str) -> str:
+    key = f"{what}_us"
+    found = [(one, one.predicted[key]) for one in run.points if one.predicted is not None]
+    series = Series(
+        name="paced points",
+        points=[(max(one.mean(key) or 0.0, _LEAST_US), max(predicted, _LEAST_US)) for one, predicted in found],
+        labels=[one.name for one, _ in found],
+        is_line=False,
+    )
     return svg.plot(
-        _with_points(
-            [
-                Series(
-                    name="paced points",
-                    points=[(x, y) for x, y, _ in points],
-                    labels=[name for _, _, name in points],
-                    is_line=False,
-                )
-            ]
-        ),
+        _with_points([series]),
         x=Axis(label=f"measured us of {what}", scale="log"),
         y=Axis(label=f"predicted us of {what}", scale="log"),
         diagonal=True,

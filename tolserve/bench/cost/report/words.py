@@ -9,7 +9,7 @@ from tolserve.bench.cost.described import described
 from tolserve.bench.cost.point import ENGINES
 from tolserve.bench.cost.report.data import Run
 from tolserve.bench.cost.streams import STREAMS
-from tolserve.bench.cost.summary import compared, repeatability, summarise
+from tolserve.bench.cost.summary import ABSENT_MODEL, compared, repeatability, tokens_equal_all
 from tolserve.bench.cost.terminal import percent
 from tolserve.bench.cost_model.check import FLOOR_US, errors
 
@@ -63,7 +63,7 @@ def method(run: Run) -> str:
     """How it was measured."""
     streams = sorted({one.point.stream for one in run.points})
     engines = sorted({one.point.engine for one in run.points})
-    summary = summarise(run.result)
+    points = run.result["points"]
     rents, slo = run.result.get("rents", {}), run.result.get("slo", {})
     parts = [
         "Every point is taken in turn with its three references: the same codes in device memory, full fp16 rows in "
@@ -76,10 +76,9 @@ def method(run: Run) -> str:
         "has, so their difference is noise. It only decodes: time to the first token is of the real engines. Received "
         "rows are compared byte for byte; the real engines' tokens are compared with those of the same table's rows on "
         "the device.",
-        f"Repeatability (two medians within 10 %): {summary['repeatability']}{_by_engine(run)}. Tokens equal "
-        f"everywhere: {summary['tokens_equal_all']}.",
-        f"Model errors (medians): {_errors(summary)}. {_trivial(run.result['points'])} "
-        f"{from_descriptions(run.result)} {_worst(run.result['points'])}",
+        f"Repeatability (two medians within 10 %): {repeatability(points)}{_by_engine(run)}. Tokens equal "
+        f"everywhere: {tokens_equal_all(points)}.",
+        _model(run),
         "Memory is what a table of that shape takes; the paced engine's random rows repeat within 256 MiB on both "
         "sides.",
         f"Dollars: {', '.join(f'{name} {value}' for name, value in rents.items())}. SLO: "
@@ -120,24 +119,6 @@ def from_descriptions(result: dict[str, Any]) -> str:
     )
 
 
-def _trivial(points: list[dict[str, Any]]) -> str:
-    """The errors beside those of a model that knows nothing, and where stalls are beyond the noise."""
-    found = compared(points)
-    if not found:
-        return ""
-    off = errors(found)
-    text = (
-        f"Most points hide their rows: a model that always says no stall would be off by {off['no_stall_error']:.0%} "
-        f"and {off['no_stall_step_error']:.1%}."
-    )
-    if off["num_large"]:
-        text += (
-            f" Over the {off['num_large']} points whose stall is at least {FLOOR_US:.0f} us, ours is off by "
-            f"{off['large_stall_error']:.0%}."
-        )
-    return text
-
-
 def _left_out(run: Run) -> str:
     """How many turns were disturbed."""
     sweeps = [sweep for one in run.points for sweep in one.sweeps]
@@ -158,16 +139,21 @@ def _by_engine(run: Run) -> str:
     return f" ({', '.join(shares)})" if shares else ""
 
 
-def _errors(summary: dict[str, object]) -> str:
-    if "model_errors_absent" in summary:
-        return str(summary["model_errors_absent"])
-    return f"stall {summary['model_median_stall_error']}, step {summary['model_median_step_error']}"
-
-
-def _worst(points: list[dict[str, Any]]) -> str:
-    """The paced points that the cost model is furthest off for, with the likeliest reason."""
-    found = compared(points)
+def _model(run: Run) -> str:
+    """How far the cost model is off the paced points, beside a model that knows nothing, and where most."""
+    found = compared(run.result["points"])
     if not found:
-        return ""
-    worst = [f"{one['name']} ({one['stall_error']:.0%}: {one['reason']})" for one in errors(found)["worst"]]
-    return f"The cost model is furthest off the stall of {'; '.join(worst)}."
+        return f"Model errors (medians): {ABSENT_MODEL}."
+    off = errors(found)
+    worst = [f"{one['name']} ({one['stall_error']:.0%}: {one['reason']})" for one in off["worst"]]
+    text = (
+        f"Model errors (medians): stall {off['model_median_stall_error']}, step {off['model_median_step_error']}. Most "
+        f"points hide their rows: a model that always says no stall would be off by {off['no_stall_error']:.0%} and "
+        f"{off['no_stall_step_error']:.1%}."
+    )
+    if off["num_large"]:
+        text += (
+            f" Over the {off['num_large']} points whose stall is at least {FLOOR_US:.0f} us, ours is off by "
+            f"{off['large_stall_error']:.0%}."
+        )
+    return f"{text} {from_descriptions(run.result)} The cost model is furthest off the stall of {'; '.join(worst)}."
